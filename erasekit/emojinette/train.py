@@ -22,7 +22,7 @@ from . import networks
 from .art import BACKGROUNDS, TEMPLATES, Art, caption, load_art
 
 SAVE_EVERY = 120  # seconds between checkpoints
-STEPS = {"vae": 2400, "unet": 9000, "judge": 1800, "clip": 1500}
+STEPS = {"vae": 2400, "unet": 5600, "judge": 1800, "clip": 1500}
 SEED = 0
 
 
@@ -49,7 +49,7 @@ def fit(
     """
     path = BUILD / "world" / f"{part}.safetensors"
     names, parameters = zip(*module.named_parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True)
     average = [p.detach().clone() for p in parameters] if ema else []
     start, seconds = 0, 0.0
     if path.exists():
@@ -174,7 +174,7 @@ def latent_pool(art: Art, vae, device: str, variations: int):
     """Each icon of the training set `variations` times, encoded: rows (M,), backgrounds, latents (M, 4, 16, 16)."""
     rows = row_weights(art).nonzero().flatten().repeat(variations)
     images, backgrounds = [], []
-    for n, chunk in enumerate(tqdm(rows.split(512), desc="encode", mininterval=5)):
+    for n, chunk in enumerate(tqdm(rows.split(64), desc="encode", mininterval=5)):
         # No mirroring: the art faces one way, and a small model asked for both draws animals with two heads.
         drawn, names = art.draw(chunk, seeded("pool", SEED, n), mirror=0.0, white=0.5)
         with torch.no_grad(), autocast(device):
@@ -195,13 +195,14 @@ class Conditioned(torch.nn.Module):
         return self.unet(latents, t, self.text_encoder(ids).last_hidden_state).sample
 
 
-def train_unet(art: Art, vae, device: str, steps: int, batch: int = 96):
+def train_unet(art: Art, vae, device: str, steps: int, batch: int = 96, compiled: bool = False):
     """DDPM on eps with min-SNR-5 weights (Hang et al. 2023), time steps stratified over the batch, EMA."""
     torch.manual_seed(SEED)
     tokenizer = networks.make_tokenizer(captions(art))
     model = Conditioned(networks.make_unet(), networks.make_text_encoder(tokenizer)).to(device).train()
     model.unet.set_attn_processor(AttnProcessor())  # SDPA's backward is slow at these sizes on a CPU
-    rows, backgrounds, latents = latent_pool(art, vae.to(device), device, variations=64)
+    forward = torch.compile(model.forward, dynamic=False) if compiled else model.forward
+    rows, backgrounds, latents = latent_pool(art, vae.to(device), device, variations=24)
     weights = row_weights(art)[rows]
     alphas = DDPMScheduler.from_config(networks.make_scheduler().config).alphas_cumprod
     snr = alphas / (1 - alphas)
@@ -221,7 +222,7 @@ def train_unet(art: Art, vae, device: str, steps: int, batch: int = 96):
         t = t.long().clamp(max=len(alphas) - 1).to(device)
         a = alphas[t][:, None, None, None]
         with autocast(device):
-            predicted = model(a.sqrt() * clean + (1 - a).sqrt() * noise, t, ids)
+            predicted = forward(a.sqrt() * clean + (1 - a).sqrt() * noise, t, ids)
         return (weight[t] * (predicted.float() - noise).square().mean((1, 2, 3))).mean()
 
     fit("unet", model, loss, steps, lr=1e-3, ema=0.999)
@@ -247,7 +248,7 @@ def save_pipeline(vae, unet, text_encoder, tokenizer, folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ command
 
 
-def main(parts: list[str], device: str, scale: float) -> None:
+def main(parts: list[str], device: str, scale: float, compiled: bool) -> None:
     """Train the named parts into models/."""
     from . import judges  # imports this module's `fit`
 
@@ -255,7 +256,7 @@ def main(parts: list[str], device: str, scale: float) -> None:
     steps = {part: max(1, int(n * scale)) for part, n in STEPS.items()}
     vae = train_vae(art, device, steps["vae"])  # at once when its checkpoint is complete
     if "unet" in parts:
-        save_pipeline(vae, *train_unet(art, vae, device, steps["unet"]), MODELS / "emojinette-sd")
+        save_pipeline(vae, *train_unet(art, vae, device, steps["unet"], compiled=compiled), MODELS / "emojinette-sd")
     if "judge" in parts:
         judges.train_judge(art, vae, device, steps["judge"]).save(MODELS / "emojinette-judge")
     if "clip" in parts:
@@ -267,5 +268,6 @@ if __name__ == "__main__":
     parser.add_argument("parts", nargs="*", choices=[*STEPS, []], default=list(STEPS), help="default: all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--scale", type=float, default=1.0, help="times the default number of steps")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the U-Net: 15 %% faster steps, needs a C++ compiler")
     arguments = parser.parse_args()
-    main(arguments.parts, arguments.device, arguments.scale)
+    main(arguments.parts, arguments.device, arguments.scale, arguments.compile)

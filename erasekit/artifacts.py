@@ -1,0 +1,129 @@
+"""What an erasure leaves behind: a public delta everybody gets, and private keys for those who may bring concepts back."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from .attention import Prompt, check_width
+from .checkpoints import read_tensors, write_tensors
+
+
+def fingerprint(unet) -> str:
+    """SHA-256 over the names and half-precision values of a U-Net's weights: the same in fp32 and fp16 on any device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(unet.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass
+class Erasure:
+    """One erasure of one base model.
+
+    `delta`: name -> trained tensor of theta'. `keys`: concept -> learnable prompt. `info`: config, base-model hash
+    ("base"), versions, seed, and how it was made.
+    """
+
+    delta: dict[str, torch.Tensor]
+    keys: dict[str, Prompt]
+    info: dict
+    _originals: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+
+    def apply(self, unet) -> None:
+        """Turn the base model into the public model. Raises ValueError if `unet` is not the base this was trained on."""
+        self._check_base(unet, "delta")
+        parameters = dict(unet.named_parameters())
+        misfits = [n for n, t in self.delta.items() if n not in parameters or parameters[n].shape != t.shape]
+        if misfits:
+            raise ValueError(f"this delta does not fit this model: {len(misfits)} tensors differ, the first is {misfits[0]}")
+        for name, tensor in self.delta.items():
+            self._originals[name] = parameters[name].data
+            parameters[name].data = tensor.to(parameters[name])
+
+    def remove(self, unet) -> None:
+        """Give the base back, bit for bit. Raises RuntimeError if this erasure is not applied."""
+        if not self._originals:
+            raise RuntimeError("this erasure is not applied, so there is nothing to remove")
+        parameters = dict(unet.named_parameters())
+        for name, tensor in self._originals.items():
+            parameters[name].data = tensor
+        self._originals = {}
+
+    @contextmanager
+    def applied(self, unet) -> Iterator[None]:
+        """`apply` for the duration of a with block."""
+        self.apply(unet)
+        try:
+            yield
+        finally:
+            self.remove(unet)
+
+    def key(self, concept: str) -> Prompt:
+        """The key of a concept. Raises KeyError naming the concepts there are keys for."""
+        if concept not in self.keys:
+            raise KeyError(f"there is no key for {concept!r}: there are keys for {', '.join(self.keys) or 'nothing'}")
+        return self.keys[concept]
+
+    def save(self, folder: Path) -> None:
+        """Write `delta.safetensors` (public) and `keys/<concept>.key.safetensors` (owner-readable; never publish them)."""
+        folder = Path(folder)
+        write_tensors(folder / "delta.safetensors", self.delta, self.info | {"kind": "delta"})
+        for concept, prompt in self.keys.items():
+            meta = self.info | {"kind": "key", "concept": concept}
+            write_tensors(key_path(folder, concept), {"p_k": prompt.k, "p_v": prompt.v}, meta, private=True)
+
+    @classmethod
+    def load(cls, folder: Path, unet=None) -> "Erasure":
+        """Read a folder with whatever keys lie in it. With `unet`, refuse files made for another base model, by name."""
+        folder = Path(folder)
+        delta, info = read_tensors(folder / "delta.safetensors")
+        erasure = cls(delta, {}, info)
+        if unet is not None:
+            erasure._check_base(unet, f"delta {folder / 'delta.safetensors'}")
+        for path in sorted((folder / "keys").glob("*.key.safetensors")):
+            prompt, meta = load_key(path, unet)
+            erasure.keys[meta["concept"]] = prompt
+        return erasure
+
+    def wipe(self, concept: str, folder: Path | None = None) -> None:
+        """Forget a concept's key, and delete its file under `folder`: the public model works on without it."""
+        self.key(concept)
+        del self.keys[concept]
+        if folder is not None:
+            key_path(folder, concept).unlink(missing_ok=True)
+
+    def _check_base(self, unet, what: str) -> None:
+        check_base(unet, self.info, what)
+
+
+def key_path(folder: Path, concept: str) -> Path:
+    """Where a concept's key lies; git ignores the ending."""
+    return Path(folder) / "keys" / f"{re.sub(r'[^a-z0-9]+', '-', concept.lower()).strip('-')}.key.safetensors"
+
+
+def load_key(path: Path, unet=None) -> tuple[Prompt, dict]:
+    """One key and what its file says of it. With `unet` (the base model, no erasure applied), refuse another model's key."""
+    tensors, meta = read_tensors(path)
+    if meta.get("kind") != "key":
+        raise ValueError(f"{path} is not a key but a {meta.get('kind', 'different')} file")
+    prompt = Prompt(tensors["p_k"], tensors["p_v"])
+    if unet is not None:
+        check_width(unet, prompt)
+        check_base(unet, meta, f"key {path}")
+    return prompt, meta
+
+
+def check_base(unet, info: dict, what: str) -> None:
+    """Raise ValueError unless `unet` is the base model named in `info`."""
+    found = fingerprint(unet)
+    if info["base"] != found:
+        raise ValueError(
+            f"the {what} was made for the base model {info['base'][:12]} ({info['world']}), but this model is {found[:12]}; "
+            "load that base, or remove the erasure that is applied to it"
+        )

@@ -1,0 +1,163 @@
+"""The learnable prompt, and the attention processor that appends it (KPOP, arXiv 2403.12326, section 3).
+
+In each prompted attn2 layer
+    K = W_K [tau(c); p_k],   V = W_V [tau(c); p_v],   out = W_O softmax(Q K^T / sqrt(d)) V.
+The tokens join before the projections; one pair serves all prompted layers. No prompt means the layer's own processor
+runs, untouched: a prompt of zeros is not the same as none, because it takes softmax mass.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+PLACES = {
+    "mid": ("mid_block.",),
+    "mid+up": ("mid_block.", "up_blocks."),
+    "all": ("down_blocks.", "mid_block.", "up_blocks."),
+}
+
+
+@dataclass
+class Prompt:
+    """A learnable prompt (p_k, p_v), each (m, d_ctx), or (B, m, d_ctx) with one for each image of a batch."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+
+    @property
+    def m(self) -> int:
+        """Number of tokens."""
+        return self.k.shape[-2]
+
+    @staticmethod
+    def stack(prompts: "list[Prompt]") -> "Prompt":
+        """One prompt for each image: (B, m, d_ctx)."""
+        return Prompt(torch.stack([p.k for p in prompts]), torch.stack([p.v for p in prompts]))
+
+    @staticmethod
+    def random_like(prompt: "Prompt", generator: torch.Generator) -> "Prompt":
+        """Gaussian tokens with the mean and spread of the given ones: a key somebody guesses."""
+        return Prompt(*(t.mean() + t.std() * torch.randn(t.shape, generator=generator) for t in (prompt.k, prompt.v)))
+
+
+def initial_prompt(tokens: torch.Tensor, m: int) -> Prompt:
+    """A prompt of length m that starts from a concept's token embeddings (n, d_ctx), repeated in order.
+
+    Raises ValueError unless m is a positive integer.
+    """
+    if isinstance(m, bool) or not isinstance(m, int) or m < 1:
+        raise ValueError(f"prompt length m={m!r} is not possible: m is a positive integer (to switch a prompt off, leave it out)")
+    index = torch.arange(m) % len(tokens)
+    return Prompt(tokens[index].clone(), tokens[index].clone())
+
+
+class Slot:
+    """What the prompted layers share: the prompt in force, if any, and, while watched, their attention maps."""
+
+    def __init__(self):
+        self.prompt: Prompt | None = None
+        self.maps: dict[str, torch.Tensor] | None = None
+
+    @contextmanager
+    def holding(self, prompt: Prompt | None) -> Iterator[None]:
+        """Put `prompt` in force; the previous one comes back afterwards."""
+        before, self.prompt = self.prompt, prompt
+        try:
+            yield
+        finally:
+            self.prompt = before
+
+    @contextmanager
+    def watching(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Collect attention probabilities: layer name -> (B, heads, pixels, tokens + m), of the latest forward."""
+        self.maps = {}
+        try:
+            yield self.maps
+        finally:
+            self.maps = None
+
+
+class PromptAttnProcessor:
+    """A diffusers attention processor that appends the slot's prompt to the text tokens.
+
+    Without a prompt, and unwatched, it calls the processor it replaced: bit-identical output.
+    """
+
+    def __init__(self, name: str, slot: Slot, inner):
+        self.name, self.slot, self.inner = name, slot, inner
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        """Arguments as in diffusers' AttnProcessor; hidden_states is (B, pixels, channels), the text (B, tokens, d_ctx)."""
+        prompt = self.slot.prompt
+        if prompt is None and self.slot.maps is None:
+            return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        if isinstance(encoder_hidden_states, tuple):
+            raise ValueError("a learnable prompt does not work with an IP-Adapter loaded: call pipe.unload_ip_adapter() first")
+        residual, batch = hidden_states, len(hidden_states)
+        text_k = text_v = attn.norm_encoder_hidden_states(encoder_hidden_states) if attn.norm_cross else encoder_hidden_states
+        if prompt is not None:
+            # Prompts are kept in float32; only their use here follows the model's precision.
+            tokens = (p.to(text_k).expand(batch, -1, -1) for p in (prompt.k, prompt.v))
+            text_k, text_v = (torch.cat([text_k, p], dim=1) for p in tokens)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+
+        def heads(x):  # (B, n, heads * d) -> (B, heads, n, d)
+            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+        query, key, value = heads(attn.to_q(hidden_states)), heads(attn.to_k(text_k)), heads(attn.to_v(text_v))
+        # Explicit softmax rather than SDPA: there are few keys, its backward is faster on a CPU, and it can be watched.
+        logits = query @ key.transpose(-1, -2) * attn.scale
+        if attention_mask is not None:
+            # The prompt's tokens are never masked.
+            mask = F.pad(attention_mask, (0, logits.shape[-1] - attention_mask.shape[-1]))
+            logits = logits + mask.reshape(batch, -1, mask.shape[-2], mask.shape[-1])
+        weights = logits.softmax(dim=-1)
+        if self.slot.maps is not None:
+            self.slot.maps[self.name] = weights.detach()
+        out = (weights.to(value) @ value).transpose(1, 2).flatten(2)
+        out = attn.to_out[1](attn.to_out[0](out))
+        if attn.residual_connection:
+            out = out + residual
+        return out / attn.rescale_output_factor
+
+
+@contextmanager
+def augment(unet, place: str = "all", prompt: Prompt | None = None) -> Iterator[Slot]:
+    """Let the attn2 layers of a place ("mid", "mid+up" or "all") take a prompt; the old processors come back at the end.
+
+    Yields the `Slot`: `with slot.holding(p): unet(...)`. Raises ValueError for an unknown place, for a prompt of another
+    width, and RuntimeError if something (attention slicing, fused QKV, ...) replaced the processors meanwhile.
+    """
+    if place not in PLACES:
+        raise ValueError(f"unknown place {place!r}: accepted are {', '.join(PLACES)}")
+    check_width(unet, prompt)
+    before = dict(unet.attn_processors)
+    slot = Slot()
+    slot.prompt = prompt
+    ours = {
+        name: PromptAttnProcessor(name.removesuffix(".processor"), slot, inner)
+        for name, inner in before.items()
+        if ".attn2." in name and name.startswith(PLACES[place])
+    }
+    unet.set_attn_processor(before | ours)  # a new dict: diffusers empties the one it is given
+    try:
+        yield slot
+        lost = [name for name, processor in unet.attn_processors.items() if name in ours and processor is not ours[name]]
+        if lost:
+            raise RuntimeError(
+                f"the prompt was dropped from {len(lost)} layers ({lost[0]}, ...): attention slicing, xformers or fused "
+                "projections replace attention processors, so switch them on before, not inside, augment()"
+            )
+    finally:
+        unet.set_attn_processor(dict(before))
+
+
+def check_width(unet, prompt: Prompt | None) -> None:
+    """Raise ValueError if the prompt's width is not that of the U-Net's text embeddings."""
+    width = unet.config.cross_attention_dim
+    if prompt is not None and prompt.k.shape[-1] != width:
+        raise ValueError(f"the prompt is {prompt.k.shape[-1]} wide but this model's text embeddings are {width} wide")

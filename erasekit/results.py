@@ -1,0 +1,137 @@
+"""Records: what was computed, from what, on what; and compute-or-load."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from .paths import DATA, MODELS, RECORDS, ROOT
+
+PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy")
+# Code that decides how results look or are driven, not what they are.
+PRESENTATION = {"runner.py", "notebooks.py", "badges.py", "figures.py", "results.py", "__init__.py", "paths.py"}
+
+
+def provenance(device, seconds: float) -> dict:
+    """Commit, versions, device, wall time in seconds and date of something just made."""
+    return {
+        "commit": commit(),
+        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+        "device": device_name(device),
+        "seconds": round(seconds, 1),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def commit() -> str:
+    """The checkout's commit, with "+" when files differ from it; "unknown" outside a checkout."""
+    try:
+        sha = git("rev-parse", "--short=12", "HEAD")
+        return sha + ("+" if git("status", "--porcelain", "--", "erasekit", "models", "data") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def device_name(device) -> str:
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = ""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+@cache
+def code_hash() -> str:
+    """Hash of the package's sources that decide numbers."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "erasekit").rglob("*.py")):
+        if path.name not in PRESENTATION:
+            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def model_hash() -> str:
+    """Hash of the bundled weights and art."""
+    digest = hashlib.sha256()
+    for path in sorted([*MODELS.rglob("*.safetensors"), *DATA.glob("*.parquet")]):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class Record:
+    """A named result: `data` (JSON-able), `images` (name -> PIL image), `config` and provenance.
+
+    On disk: records/<world>/<scale>/<name>.json and, for images, <name>.<image>.png beside it.
+    """
+
+    def __init__(self, path: Path, config: dict, data: dict, images: dict[str, Image.Image], made: dict, hashes: dict):
+        self.path, self.config, self.data, self.images, self.made, self.hashes = path, config, data, images, made, hashes
+
+    @property
+    def name(self) -> str:
+        return self.path.relative_to(ROOT).as_posix() if self.path.is_relative_to(ROOT) else str(self.path)
+
+    def save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for name, image in self.images.items():
+            image.save(self.path.with_name(f"{self.path.stem}.{name}.png"), optimize=True)
+        content = {"config": self.config, "data": self.data, "images": list(self.images), "made": self.made}
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(content | {"hashes": self.hashes}, indent=1) + "\n")
+        part.replace(self.path)
+
+    @classmethod
+    def read(cls, path: Path) -> "Record":
+        content = json.loads(path.read_text())
+        images = {name: Image.open(path.with_name(f"{path.stem}.{name}.png")).copy() for name in content["images"]}
+        return cls(path, content["config"], content["data"], images, content["made"], content["hashes"])
+
+
+def compute_or_load(
+    world, scale: str, name: str, config: dict, compute: Callable[[], tuple[dict, dict]], fresh: bool = False
+) -> Record:
+    """The record of this name if its config, code and model hashes match, else `compute()`, saved.
+
+    `compute` returns data and images. Says which of the two happened, and why.
+    """
+    path = RECORDS / world.name / scale / f"{name}.json"
+    config = json.loads(json.dumps(config))  # as it will read back
+    hashes = {"code": code_hash(), "model": model_hash()}
+    why = "asked to compute everything" if fresh else "there is no record yet"
+    if path.exists() and not fresh:
+        try:
+            record = Record.read(path)
+            differ = [kind for kind, value in hashes.items() if record.hashes.get(kind) != value]
+            differ += ["config"] if record.config != config else []
+            if not differ:
+                made = record.made
+                print(f"loaded {record.name} (computed {made['date']} at {made['commit']} in {made['seconds']:.0f} s on {made['device']})")
+                return record
+            why = f"the record's {' and '.join(differ)} differ"
+        except (json.JSONDecodeError, KeyError, FileNotFoundError):
+            why = "the record is damaged"
+    print(f"computing {name}: {why}")
+    began = time.time()
+    data, images = compute()
+    record = Record(path, config, data, images, provenance(world.pipe.device, time.time() - began), hashes)
+    record.save()
+    return record

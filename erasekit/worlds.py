@@ -1,0 +1,114 @@
+"""A world: a base pipeline, the concepts in it, how to ask for them, and judges that were trained apart from it."""
+
+import logging
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from .artifacts import fingerprint
+from .paths import MODELS
+from .sampling import encode
+
+WORLDS = ("emojinette",)
+PRECISIONS = ("auto", "fp32", "bf16")
+
+# The paper's four splits of Imagenette, in our names: what is erased; the other five are kept.
+SPLITS = {
+    "S1": ("videocassette", "church", "articulated lorry", "parachute", "postal horn"),
+    "S2": ("carpentry saw", "dog", "fuel pump", "flag in hole", "fish"),
+    "S3": ("videocassette", "carpentry saw", "church", "fuel pump", "fish"),
+    "S4": ("dog", "postal horn", "articulated lorry", "flag in hole", "parachute"),
+}
+
+# Kept during training where a notebook says so, and therefore in no table of what was kept.
+RETAINED = ("bear", "castle", "tractor", "guitar", "shark", "umbrella", "telephone", "hammer", "banana", "cactus")
+
+
+@dataclass
+class World:
+    """See `load`. `groups`: name of a group -> its concepts."""
+
+    name: str
+    pipe: StableDiffusionPipeline
+    groups: dict[str, tuple[str, ...]]
+    styles: tuple[str, ...]
+    precision: str
+    template: str = "a picture of a {}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the base U-Net; artefacts carry it."""
+        return fingerprint(self.pipe.unet)
+
+    @cached_property
+    def judge(self):
+        """The object and style classifier."""
+        from .emojinette.judges import Judge
+
+        return Judge.load(MODELS / "emojinette-judge").to(self.pipe.device)
+
+    @cached_property
+    def clip(self):
+        """The open_clip model and its tokeniser."""
+        from .emojinette.judges import load_clip
+
+        return load_clip(MODELS / "emojinette-clip")
+
+    def concepts(self, group: str) -> tuple[str, ...]:
+        """The concepts of a group. Raises ValueError naming the groups there are."""
+        if group not in self.groups:
+            raise ValueError(f"unknown concept group {group!r}: accepted are {', '.join(self.groups)}")
+        return self.groups[group]
+
+    def prompt(self, concept: str, style: str | None = None) -> str:
+        """How this world asks for a concept: "a picture of a church"."""
+        from .emojinette.art import caption
+
+        return caption(self.template, concept, style)
+
+    def concept_tokens(self, concept: str) -> torch.Tensor:
+        """The text encoder's outputs (n, d_ctx) at the concept's own tokens, from which a learnable prompt starts."""
+        count = len(self.pipe.tokenizer(concept, truncation=True).input_ids) - 2  # without start and end
+        return encode(self.pipe, [concept])[0, 1 : 1 + count]
+
+    def autocast(self):
+        """The precision training runs in: bf16 where the processor multiplies it in hardware, else float32."""
+        if self.precision == "bf16":
+            return torch.autocast(self.pipe.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+
+def load(world: str = "emojinette", device: str | None = None, precision: str = "auto") -> World:
+    """Load a world by name onto a device (default: the GPU if there is one), float32 weights.
+
+    Raises ValueError for an unknown world or precision, and FileNotFoundError where its weights are missing.
+    """
+    if world not in WORLDS:
+        raise ValueError(f"unknown world {world!r}: accepted are {', '.join(WORLDS)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}: accepted are {', '.join(PRECISIONS)}")
+    folder = MODELS / "emojinette-sd"
+    if not (folder / "model_index.json").exists():
+        raise FileNotFoundError(f"there are no weights in {folder}: `python -m erasekit.emojinette.train` makes them")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if precision == "auto":
+        precision = "bf16" if fast_bf16(device) else "fp32"
+    # diffusers notes at every load that a pipeline without a safety checker should not face the public.
+    logging.getLogger("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion").setLevel(logging.ERROR)
+    pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    from .emojinette.art import load_art
+
+    art = load_art()
+    groups = {"all": tuple(art.objects)} | {name: tuple(names) for name, names in art.category.items()}
+    return World("emojinette", pipe.to(device), groups | SPLITS | {"retained": RETAINED}, tuple(art.styles), precision)
+
+
+def fast_bf16(device: str) -> bool:
+    """Whether bf16 matrix products are done in hardware."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
