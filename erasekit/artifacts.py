@@ -41,7 +41,9 @@ class Erasure:
         parameters = dict(unet.named_parameters())
         misfits = [n for n, t in self.delta.items() if n not in parameters or parameters[n].shape != t.shape]
         if misfits:
-            raise ValueError(f"this delta does not fit this model: {len(misfits)} tensors differ, the first is {misfits[0]}")
+            raise ValueError(
+                f"this delta does not fit this model: {len(misfits)} tensors differ, the first is {misfits[0]}"
+            )
         for name, tensor in self.delta.items():
             self._originals[name] = parameters[name].data
             parameters[name].data = tensor.to(parameters[name])

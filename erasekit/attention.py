@@ -49,7 +49,9 @@ def initial_prompt(tokens: torch.Tensor, m: int) -> Prompt:
     Raises ValueError unless m is a positive integer.
     """
     if isinstance(m, bool) or not isinstance(m, int) or m < 1:
-        raise ValueError(f"prompt length m={m!r} is not possible: m is a positive integer (to switch a prompt off, leave it out)")
+        raise ValueError(
+            f"prompt length m={m!r} is not possible: m is a positive integer (to switch a prompt off, leave it out)"
+        )
     index = torch.arange(m) % len(tokens)
     return Prompt(tokens[index].clone(), tokens[index].clone())
 
@@ -95,9 +97,13 @@ class PromptAttnProcessor:
         if prompt is None and self.slot.maps is None:
             return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         if isinstance(encoder_hidden_states, tuple):
-            raise ValueError("a learnable prompt does not work with an IP-Adapter loaded: call pipe.unload_ip_adapter() first")
+            raise ValueError(
+                "a learnable prompt does not work with an IP-Adapter loaded: call pipe.unload_ip_adapter() first"
+            )
         residual, batch = hidden_states, len(hidden_states)
-        text_k = text_v = attn.norm_encoder_hidden_states(encoder_hidden_states) if attn.norm_cross else encoder_hidden_states
+        text_k = text_v = (
+            attn.norm_encoder_hidden_states(encoder_hidden_states) if attn.norm_cross else encoder_hidden_states
+        )
         if prompt is not None:
             # Prompts are kept in float32; only their use here follows the model's precision.
             tokens = (p.to(text_k).expand(batch, -1, -1) for p in (prompt.k, prompt.v))
@@ -146,7 +152,9 @@ def augment(unet, place: str = "all", prompt: Prompt | None = None) -> Iterator[
     unet.set_attn_processor(before | ours)  # a new dict: diffusers empties the one it is given
     try:
         yield slot
-        lost = [name for name, processor in unet.attn_processors.items() if name in ours and processor is not ours[name]]
+        lost = [
+            name for name, processor in unet.attn_processors.items() if name in ours and processor is not ours[name]
+        ]
         if lost:
             raise RuntimeError(
                 f"the prompt was dropped from {len(lost)} layers ({lost[0]}, ...): attention slicing, xformers or fused "

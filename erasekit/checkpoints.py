@@ -34,7 +34,9 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], meta: dict, priv
             part.chmod(0o600)
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"could not write {path}: {error}; free some space or set ERASEKIT_BUILD to another disk") from error
+        raise OSError(
+            f"could not write {path}: {error}; free some space or set ERASEKIT_BUILD to another disk"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 

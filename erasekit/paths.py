@@ -9,7 +9,9 @@ MODELS = ROOT / "models"
 NOTEBOOKS = ROOT / "notebooks"
 FIGURES = ROOT / "figures"
 RECORDS = ROOT / "records"
-BUILD = Path(os.environ.get("ERASEKIT_BUILD", ROOT / "build"))  # everything git ignores: caches, executed notebooks, keys
+BUILD = Path(
+    os.environ.get("ERASEKIT_BUILD", ROOT / "build")
+)  # everything git ignores: caches, executed notebooks, keys
 
 # The repository's public address is not settled. Change it here, then run `python -m erasekit.badges`.
 REPOSITORY = "erasekit/erasekit"

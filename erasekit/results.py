@@ -84,7 +84,14 @@ class Record:
     """
 
     def __init__(self, path: Path, config: dict, data: dict, images: dict[str, Image.Image], made: dict, hashes: dict):
-        self.path, self.config, self.data, self.images, self.made, self.hashes = path, config, data, images, made, hashes
+        self.path, self.config, self.data, self.images, self.made, self.hashes = (
+            path,
+            config,
+            data,
+            images,
+            made,
+            hashes,
+        )
 
     @property
     def name(self) -> str:
@@ -124,7 +131,7 @@ def compute_or_load(
             differ += ["config"] if record.config != config else []
             if not differ:
                 made = record.made
-                print(f"loaded {record.name} (computed {made['date']} at {made['commit']} in {made['seconds']:.0f} s on {made['device']})")
+                print(f"loaded {record.name}: computed {made['date']} at {made['commit']} in {made['seconds']:.0f} s")
                 return record
             why = f"the record's {' and '.join(differ)} differ"
         except (json.JSONDecodeError, KeyError, FileNotFoundError):

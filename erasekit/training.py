@@ -20,8 +20,7 @@ from .trajectories import roll
 GROUPS = {
     "x": lambda name: ".attn2." in name,
     "kv": lambda name: ".attn2.to_k." in name or ".attn2.to_v." in name,
-    "u": lambda name: ".attn2." not in name
-    and not name.startswith(("time_embedding.", "conv_norm_out.", "conv_out.")),
+    "u": lambda name: ".attn2." not in name and not name.startswith(("time_embedding.", "conv_norm_out.", "conv_out.")),
 }
 
 
@@ -31,7 +30,9 @@ class KPOP:
 
     reading: str = "recoverable"  # what the prompted output is held to: "recoverable" or "adversarial"
     group: str = "x"  # trained weights: "x" (attn2), "kv" (its keys and values), "u" (all but attn2, time, head)
-    place: str = "all"  # prompted layers: "mid", "mid+up" or "all"; the paper's objects use "mid", which recovers less here
+    place: str = (
+        "all"  # prompted layers: "mid", "mid+up" or "all"; the paper's objects use "mid", which recovers less here
+    )
     m: int = 10  # prompt length
     eta: float = 1.0  # strength of the neutral target
     lam: float = 1.0  # weight of the prompted term in removal (the paper's lambda, or b in the adversarial reading)
@@ -145,12 +146,18 @@ def kpop(
         model_adam = torch.optim.Adam(theta, lr=config.lr)
         prompt_adam = torch.optim.Adam([p_k, p_v], lr=config.prompt_lr)
         null = torch.full((config.batch,), len(embeddings) - 1)
-        identity = {"concepts": concepts, "base": world.fingerprint, "config": asdict(config) | {"retain": list(config.retain)}}
+        identity = {
+            "concepts": concepts,
+            "base": world.fingerprint,
+            "config": asdict(config) | {"retain": list(config.retain)},
+        }
 
         if checkpoint and Path(checkpoint).exists():
             tensors, meta = read_tensors(checkpoint)
             if meta["identity"] != identity:
-                raise ValueError(f"{checkpoint} belongs to another run (other concepts, settings or base): remove it first")
+                raise ValueError(
+                    f"{checkpoint} belongs to another run (other concepts, settings or base): remove it first"
+                )
             for name, p in student.parameters.items():
                 p.data.copy_(tensors[f"theta.{name}"])
             p_k.data.copy_(tensors["p_k"])
@@ -186,7 +193,9 @@ def kpop(
             weight = losses.error_weight(config.error, alphas[t])
             l_removal = (weight * losses.removal(predict(z, t, index), y)).mean()
             prompted = predict(z, t, index, prompt_of(index))
-            l_prompted = (weight * losses.squared_error(prompted, losses.prompted_target(config.reading, eps_c, y))).mean()
+            l_prompted = (
+                weight * losses.squared_error(prompted, losses.prompted_target(config.reading, eps_c, y))
+            ).mean()
             l_retain = torch.zeros(())
             if retained:
                 index, z, t = draw(generator, len(texts), len(retained))

@@ -40,6 +40,15 @@ def roll(pipe, texts: list[str], seed: int, seeds: int = 24, steps: int = 25, gu
         kept.append(latents.float().cpu())
         times.append(t)
 
-    ddim(pipe, lambda z, t, text: pipe.unet(z, t, text).sample, initial_noise(pipe, starts), c, null, steps, guidance, visit)
+    ddim(
+        pipe,
+        lambda z, t, text: pipe.unet(z, t, text).sample,
+        initial_noise(pipe, starts),
+        c,
+        null,
+        steps,
+        guidance,
+        visit,
+    )
     latents = torch.stack(kept, dim=1).unflatten(0, (len(texts), seeds))
     return LatentPool(latents, torch.tensor(times))

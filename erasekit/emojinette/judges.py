@@ -5,6 +5,7 @@ softness; neither has ever seen an image of the U-Net.
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import open_clip
@@ -33,7 +34,7 @@ class Judge(nn.Module):
             nn.Sequential(
                 nn.Conv2d(a, b, 3, stride=2 if n % 2 == 1 else 1, padding=1, bias=False), nn.GroupNorm(8, b), nn.SiLU()
             )
-            for n, (a, b) in enumerate(zip(channels, channels[1:]))
+            for n, (a, b) in enumerate(pairwise(channels))
         )
         self.object_head = nn.Linear(channels[-1] * 16, len(objects))
         self.style_head = nn.Linear(channels[-1], len(styles))

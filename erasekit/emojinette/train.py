@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from tqdm.auto import tqdm
@@ -268,6 +267,8 @@ if __name__ == "__main__":
     parser.add_argument("parts", nargs="*", choices=[*STEPS, []], default=list(STEPS), help="default: all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--scale", type=float, default=1.0, help="times the default number of steps")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the U-Net: 15 %% faster steps, needs a C++ compiler")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile the U-Net: 15 %% faster steps, needs a C++ compiler"
+    )
     arguments = parser.parse_args()
     main(arguments.parts, arguments.device, arguments.scale, arguments.compile)

@@ -1,0 +1,26 @@
+"""The experiments behind the notebooks. Each module has SCALES (settings by scale), NOTEBOOK, and `compute`."""
+
+import importlib
+
+from ..results import Record, compute_or_load
+
+STUDIES = ("quickstart", "hiding", "world", "method")
+SCALE_NAMES = ("smoke", "quick", "full")
+
+
+def run(study: str, world, scale: str = "quick", fresh: bool = False, **changes) -> Record:
+    """Run a study on a loaded world, or load its committed record when config, code and models are the same.
+
+    `changes` replace settings of the scale. Raises ValueError for an unknown study, scale or setting.
+    """
+    if study not in STUDIES:
+        raise ValueError(f"unknown study {study!r}: accepted are {', '.join(STUDIES)}")
+    if scale not in SCALE_NAMES:
+        raise ValueError(f"unknown scale {scale!r}: accepted are {', '.join(SCALE_NAMES)}")
+    module = importlib.import_module(f".{study}", __name__)
+    settings = dict(module.SCALES[scale])
+    unknown = set(changes) - set(settings)
+    if unknown:
+        raise ValueError(f"unknown setting {sorted(unknown)[0]!r} of {study}: accepted are {', '.join(settings)}")
+    settings |= changes
+    return compute_or_load(world, scale, study, settings, lambda: module.compute(world, **settings), fresh)

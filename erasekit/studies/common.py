@@ -1,0 +1,52 @@
+"""What several studies do: one cached erasure per setting, and images as strips."""
+
+import hashlib
+import json
+import time
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..artifacts import Erasure
+from ..attention import Prompt
+from ..paths import BUILD
+from ..results import code_hash
+from ..sampling import sample
+from ..training import KPOP, kpop
+
+
+def erasure(world, concepts: list[str], config: KPOP, fresh: bool = False) -> tuple[Erasure, float]:
+    """The KPOP erasure of these settings, and the seconds it took to train here.
+
+    Kept in the build folder, keys included, under a name that changes with the code; an interrupted training goes on.
+    """
+    name = json.dumps([world.fingerprint, concepts, asdict(config), world.precision, code_hash()])
+    folder = BUILD / "erasures" / hashlib.sha256(name.encode()).hexdigest()[:16]
+    checkpoint = folder / "training.safetensors"
+    if (folder / "delta.safetensors").exists() and not fresh:
+        found = Erasure.load(folder, world.pipe.unet)
+        return found, found.info["provenance"]["seconds"]
+    began = time.time()
+    made = kpop(world, concepts, config, checkpoint)
+    made.save(folder)
+    checkpoint.unlink(missing_ok=True)
+    return made, time.time() - began
+
+
+def draw(world, concepts: list[str], seeds: list[int], key: Prompt | None = None, bar: str | None = None, **how):
+    """Images (len(concepts) * len(seeds), 3, H, W) of "a picture of a <concept>", concept by concept, and their labels."""
+    labels = [c for c in concepts for _ in seeds]
+    prompts = [world.prompt(c) for c in labels]
+    return sample(world.pipe, prompts, seeds * len(concepts), key=key, progress=bar, **how), labels
+
+
+def strip(images: torch.Tensor) -> Image.Image:
+    """Images (N, 3, H, W) side by side."""
+    return Image.fromarray(np.ascontiguousarray(torch.cat(list(images), dim=2).permute(1, 2, 0).numpy()))
+
+
+def rounded(values, digits: int = 4) -> list[float]:
+    """Floats short enough for a record."""
+    return [round(float(v), digits) for v in values]

@@ -1,0 +1,62 @@
+"""00: hide one concept, look at it before, hidden and with its key, and at unrelated concepts before and after."""
+
+from dataclasses import asdict
+
+from ..metrics import object_rate, percent
+from ..paths import BUILD
+from ..training import KPOP, kpop
+from ..worlds import RETAINED
+from .common import draw, strip
+
+NOTEBOOK = "00_quickstart"
+QUICK = {
+    "concept": "church",
+    "unrelated": ["dog", "fish", "parachute"],
+    "seeds": 8,
+    "steps": 200,
+    "batch": 8,
+    "sampling_steps": 25,
+}
+SCALES = {
+    "smoke": QUICK | {"seeds": 1, "steps": 2, "batch": 2, "sampling_steps": 3},
+    "quick": QUICK,
+    "full": QUICK | {"seeds": 50},
+}
+
+
+def compute(world, concept, unrelated, seeds, steps, batch, sampling_steps):
+    """Train, save the public delta and the private key under build/, draw, judge."""
+    config = KPOP(steps=steps, batch=batch, retain=RETAINED)
+    seeds = list(range(seeds))
+    concepts = [concept, *unrelated]
+    base, labels = draw(world, concepts, seeds, bar="base", steps=sampling_steps)
+    erasure = kpop(world, [concept], config)
+    folder = BUILD / "quickstart" / concept.replace(" ", "-")
+    erasure.save(folder)
+    with erasure.applied(world.pipe.unet):
+        hidden, _ = draw(world, concepts, seeds, bar="hidden", steps=sampling_steps)
+        keyed, _ = draw(world, [concept], seeds, key=erasure.key(concept), bar="with the key", steps=sampling_steps)
+
+    def rate(images, labels):
+        return percent(object_rate(world, images, labels))
+
+    n = len(seeds)
+    data = {
+        "concept": concept,
+        "N": n,
+        "seeds": [seeds[0], seeds[-1]],
+        "reading": config.reading,
+        "training": asdict(config),
+        "training_seconds": erasure.info["provenance"]["seconds"],
+        "top1": {
+            c: {"base": rate(base[i : i + n], labels[i : i + n]), "hidden": rate(hidden[i : i + n], labels[i : i + n])}
+            for i, c in zip(range(0, len(labels), n), concepts)
+        },
+        "saved": {
+            "public": f"{folder.name}/delta.safetensors",
+            "private": f"{folder.name}/keys/{folder.name}.key.safetensors",
+        },
+    }
+    data["top1"][concept]["key"] = rate(keyed, labels[:n])
+    shown = [i for start in range(0, len(labels), n) for i in range(start, start + min(n, 4 if start == 0 else 2))]
+    return data, {"base": strip(base[shown]), "hidden": strip(hidden[shown]), "key": strip(keyed[: min(n, 4)])}

@@ -1,0 +1,127 @@
+"""01: what the bundled world is and how good: its judges, its drawings, what it composes, what it costs."""
+
+import time
+
+import torch
+
+from ..checkpoints import seeded
+from ..emojinette.art import TEMPLATES, caption, load_art
+from ..metrics import clip_alignment, object_rate, percent, style_rate
+from ..paths import DATA, MODELS
+from ..sampling import sample
+from .common import strip
+
+NOTEBOOK = "01_world"
+QUICK = {"seeds": 20, "placements": 8, "sampling_steps": 25, "objects": 141}
+SCALES = {
+    "smoke": {"seeds": 1, "placements": 1, "sampling_steps": 2, "objects": 4},
+    "quick": QUICK,
+    "full": QUICK | {"seeds": 50},
+}
+
+
+def compute(world, seeds, placements, sampling_steps, objects):
+    """Measure the world's bars; each with N and seeds."""
+    art = load_art()
+    seeds = list(range(seeds))
+    names, ten = list(art.objects)[:objects], list(world.concepts("emojinette"))[:objects]
+    how = {"steps": sampling_steps}
+
+    # The judges, on placements, mirrorings and backgrounds they were not trained on (other random streams).
+    rows = torch.arange(len(art.object_id)).repeat(placements)
+    images, _ = art.draw(rows, seeded("held-out augmentations"), mirror=0.5, white=0.5)
+    images = images.add(1).mul(127.5).round().to(torch.uint8)
+    labels = [art.objects[i] for i in art.object_id[rows]]
+    styles = [art.styles[i] for i in art.style_id[rows]]
+    data = {
+        "seeds": [seeds[0], seeds[-1]],
+        "judge": {
+            "N": len(rows),
+            "object_top1": percent(object_rate(world, images, labels)),
+            "style_top1": percent(style_rate(world, images, styles)),
+        },
+    }
+    once = slice(0, len(art.object_id))
+    data["clip"] = {"N": len(art.object_id)} | _clip_zero_shot(world, images[once], labels[once], styles[once])
+
+    # The base model, judged: plain prompts for every object, styled prompts for the ten classes.
+    labels = [name for name in names for _ in seeds]
+    images = sample(world.pipe, [world.prompt(n) for n in labels], seeds * len(names), progress="every object", **how)
+    hits = object_rate(world, images, labels)
+    ten_hits = {c: hits[[label == c for label in labels]] for c in ten if c in names}
+    data["base"] = {
+        "N_a_class": len(seeds),
+        "top1_emojinette": percent(torch.cat(list(ten_hits.values()))),
+        "top1_all": percent(hits),
+        "top1_by_class": {name: percent(hits[[label == name for label in labels]]) for name in names},
+        "clip_alignment": round(clip_alignment(world, images, [world.prompt(n) for n in labels]).mean().item(), 2),
+    }
+    pairs = [(c, s, seed) for c in ten for s in world.styles for seed in seeds]
+    styled = sample(
+        world.pipe, [world.prompt(c, s) for c, s, _ in pairs], [n for *_, n in pairs], progress="styles", **how
+    )
+    data["styled"] = {
+        "N": len(pairs),
+        "style_top1": percent(style_rate(world, styled, [s for _, s, _ in pairs])),
+        "object_top1": percent(object_rate(world, styled, [c for c, _, _ in pairs])),
+    }
+
+    # Pairs of object and style that training never showed.
+    held = [(art.objects[art.object_id[r]], art.styles[art.style_id[r]]) for r in art.held_out().nonzero().flatten()]
+    held = held[:objects]
+    shown = [(o, s, seed) for o, s in held for seed in seeds]
+    composed = sample(
+        world.pipe, [world.prompt(o, s) for o, s, _ in shown], [n for *_, n in shown], progress="held-out pairs", **how
+    )
+    object_hits = object_rate(world, composed, [o for o, _, _ in shown])
+    style_hits = style_rate(world, composed, [s for _, s, _ in shown])
+    data["held_out"] = {
+        "N": len(shown),
+        "pairs": [f"{o}, {s}" for o, s in held],
+        "object_top1": percent(object_hits),
+        "style_top1": percent(style_hits),
+        "both": percent(object_hits & style_hits),
+    }
+
+    began = time.time()
+    sample(world.pipe, [world.prompt(c) for c in ten], list(range(len(ten))), **how)
+    data["cost"] = {
+        "seconds_for_ten_images": round(time.time() - began, 2),
+        "sampling_steps": sampling_steps,
+        "megabytes": round(sum(f.stat().st_size for d in (MODELS, DATA) for f in d.rglob("*") if f.is_file()) / 1e6, 1),
+        "parameters_millions": {
+            part: round(sum(p.numel() for p in getattr(world.pipe, part).parameters()) / 1e6, 2)
+            for part in ("unet", "vae", "text_encoder")
+        },
+    }
+    grid = torch.cat([styled[i :: len(seeds)][: len(ten) * len(world.styles)] for i in (0,)])
+    coloured = sample(
+        world.pipe,
+        [caption(TEMPLATES[1], c, None, b) for c, b in zip(ten, ("red", "orange", "yellow", "green", "blue") * 2)],
+        [0] * len(ten),
+        **how,
+    )
+    return data, {
+        "styles": strip(grid),
+        "backgrounds": strip(coloured),
+        "held_out": strip(composed[:: len(seeds)]),
+        "plain": strip(images[:: len(seeds)][10:40] if len(names) > 40 else images[:: len(seeds)]),
+    }
+
+
+def _clip_zero_shot(world, images, labels, styles) -> dict:
+    """Share of images whose own caption is the nearest, among all objects and among all styles."""
+    model, tokenizer = world.clip
+    names, kinds = list(dict.fromkeys(labels)), list(world.styles)
+    with torch.no_grad():
+        image = model.encode_image(images.float() / 127.5 - 1, normalize=True)
+        by_object = model.encode_text(tokenizer([world.prompt(n) for n in names]), normalize=True)
+        nearest = (image @ by_object.T).argmax(1)
+        hits = torch.tensor([names[i] == label for i, label in zip(nearest.tolist(), labels)])
+        by_style = torch.stack(
+            [model.encode_text(tokenizer([world.prompt(n, s) for n in names]), normalize=True) for s in kinds], dim=1
+        )
+        index = torch.tensor([names.index(label) for label in labels])
+        style = torch.einsum("nd,nsd->ns", image, by_style[index]).argmax(1)
+        style_hits = torch.tensor([kinds[i] == s for i, s in zip(style.tolist(), styles)])
+    return {"object_top1": percent(hits), "style_top1": percent(style_hits)}
