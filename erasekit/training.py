@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from .checkpoints import optimizer_state, read_tensors, restore_optimizer, seede
 from .results import provenance
 from .sampling import encode
 from .trajectories import roll
+
+SAVE_EVERY = 30  # seconds between checkpoints
 
 GROUPS = {
     "x": lambda name: ".attn2." in name,
@@ -129,7 +131,7 @@ def kpop(
     def predict(latents, t, index, prompt=None) -> torch.Tensor:
         # autocast caches cast weights until its block ends, so each prediction opens its own: theta and theta' alternate.
         text = embeddings[index.to(device)].to(unet.dtype)
-        with world.autocast() or nullcontext(), slot.holding(prompt):
+        with world.autocast(), slot.holding(prompt):
             return unet(latents, t, text).sample.float()
 
     def draw(generator, first, count):
@@ -211,7 +213,7 @@ def kpop(
                 else {"removal": l_removal.item(), "retain": l_retain.item()}
             )
             bar.set_postfix({k: f"{v:.3f}" for k, v in history[-1].items()}, refresh=False)
-            if checkpoint and (time.time() - saved > 30 or step + 1 == config.steps):
+            if checkpoint and (time.time() - saved > SAVE_EVERY or step + 1 == config.steps):
                 save()
                 saved = time.time()
 

@@ -32,7 +32,7 @@ class Judge(nn.Module):
         channels = [3, width, width, 2 * width, 2 * width, 4 * width, 4 * width]
         self.layers = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(a, b, 3, stride=2 if n % 2 == 1 else 1, padding=1, bias=False), nn.GroupNorm(8, b), nn.SiLU()
+                nn.Conv2d(a, b, 3, stride=2 if n % 2 == 0 else 1, padding=1, bias=False), nn.GroupNorm(8, b), nn.SiLU()
             )
             for n, (a, b) in enumerate(pairwise(channels))
         )
@@ -67,21 +67,21 @@ class Judge(nn.Module):
 
 
 def softened(images: torch.Tensor, vae, generator: torch.Generator) -> torch.Tensor:
-    """Half of a batch (B, 3, 64, 64) through the VAE with latent noise, then a little noise and blur on a random half."""
+    """A quarter of a batch (B, 3, 64, 64) through the VAE with latent noise; then noise for all and blur for some."""
     count = len(images)
-    half = count // 2
+    part = count // 4
     with torch.no_grad():
-        latents = vae.encode(images[:half]).latent_dist.mean
-        spread = 0.35 * torch.rand(half, 1, 1, 1, generator=generator).to(latents)
+        latents = vae.encode(images[:part]).latent_dist.mean
+        spread = 0.35 * torch.rand(part, 1, 1, 1, generator=generator).to(latents)
         latents = latents + spread * torch.randn(latents.shape, generator=generator).to(latents)
-        images = torch.cat([vae.decode(latents).sample.to(images.dtype), images[half:]])
+        images = torch.cat([vae.decode(latents).sample.to(images.dtype), images[part:]])
     blur = (torch.rand(count, generator=generator) < 0.3).to(images.device)[:, None, None, None]
     images = torch.where(blur, F.avg_pool2d(images, 3, 1, 1, count_include_pad=False), images)
     noise = 0.15 * torch.rand(count, 1, 1, 1, generator=generator).to(images.device)
     return images + noise * torch.randn(images.shape, generator=generator).to(images.device)
 
 
-def train_judge(art: Art, vae, device: str, steps: int, batch: int = 128) -> Judge:
+def train_judge(art: Art, vae, device: str, steps: int, batch: int = 96) -> Judge:
     """Cross-entropy on both heads over all the art, the generator's held-out pairs included."""
     from .train import autocast, fit
 
@@ -134,7 +134,7 @@ class Clip(nn.Module):
         write_tensors(folder / "open_clip_model.safetensors", state, {})
 
 
-def train_clip(art: Art, vae, device: str, steps: int, batch: int = 192) -> Clip:
+def train_clip(art: Art, vae, device: str, steps: int, batch: int = 128) -> Clip:
     """Contrastive learning on captions of object, style and background; no two images of a batch share icon and place."""
     from .train import autocast, fit
 

@@ -1,0 +1,18 @@
+"""Every number of README's tables is a record's."""
+
+from erasekit import readme
+
+
+def test_tables_agree_with_their_records(capsys):
+    assert len(readme.BLOCK.findall(readme.README.read_text())) == 2
+    assert readme.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_a_changed_number_is_noticed(tmp_path, monkeypatch, capsys):
+    text = readme.README.read_text()
+    block = readme.BLOCK.search(text)[0]
+    changed = tmp_path / "README.md"
+    changed.write_text(text.replace(block, block.replace(" | ", " | 1", 1)))
+    monkeypatch.setattr(readme, "README", changed)
+    assert readme.main(["--check"]) == 1
+    assert "differs" in capsys.readouterr().out

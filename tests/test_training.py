@@ -1,0 +1,308 @@
+"""The loop, on the toy world: what it changes, what it leaves alone, and that it can stop and go on."""
+
+import gc
+import math
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from erasekit import losses, training
+from erasekit.artifacts import fingerprint
+from erasekit.attention import augment
+from erasekit.sampling import encode
+from erasekit.training import GROUPS, KPOP, Student, kpop
+from erasekit.trajectories import roll
+
+FEW = {"steps": 2, "batch": 2, "m": 2, "lr": 1e-3}
+
+
+def hide(toy, concepts=("church",), checkpoint=None, **settings):
+    return kpop(toy, list(concepts), KPOP(**FEW | settings), checkpoint=checkpoint, progress=False)
+
+
+def state(erasure):
+    """Every tensor of an erasure, by name."""
+    keys = {f"{half}.{c}": getattr(p, half) for c, p in erasure.keys.items() for half in "kv"}
+    return erasure.delta | keys
+
+
+def same(a, b):
+    """Whether two sets of tensors are equal bit for bit."""
+    assert a.keys() == b.keys()
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def base(toy):
+    """The base's tensors; checks after the test that they, their storage and their flags are as they were."""
+    unet = toy.pipe.unet
+    before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    places = {name: p.data_ptr() for name, p in unet.named_parameters()}
+    wanted = {name: p.requires_grad for name, p in unet.named_parameters()}
+    processors = unet.attn_processors
+    yield before
+    assert same(unet.state_dict(), before)
+    assert {name: p.data_ptr() for name, p in unet.named_parameters()} == places
+    assert {name: p.requires_grad for name, p in unet.named_parameters()} == wanted
+    assert unet.attn_processors == processors
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Ctrl-C at the n-th update, with a checkpoint after every step; returns the list of updates done."""
+    update, done = training.update, []
+
+    def arrange(at):
+        def stop(adam, loss, parameters):
+            if len(done) == at - 1:
+                raise KeyboardInterrupt
+            done.append(loss.item())
+            update(adam, loss, parameters)
+
+        monkeypatch.setattr(training, "SAVE_EVERY", -1)
+        monkeypatch.setattr(training, "update", stop)
+        return done
+
+    return arrange
+
+
+# -------------------------------------------------------------------------------------------------- what it does to the base
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_base_is_unchanged_and_only_the_group_is_trained(toy, base, group):
+    delta = hide(toy, group=group).delta
+    assert set(delta) == {name for name, _ in toy.pipe.unet.named_parameters() if GROUPS[group](name)}
+    assert all(tensor.isfinite().all() for tensor in delta.values())
+    moved = [name for name, tensor in delta.items() if not torch.equal(tensor, base[name])]
+    assert len(moved) > 0.9 * len(delta)  # a bias before a normalisation has no gradient
+
+
+def test_groups_are_the_paper_s():
+    names = [
+        "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q.weight",
+        "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+        "mid_block.attentions.0.transformer_blocks.0.attn2.to_v.weight",
+        "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0.bias",
+        "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k.weight",
+        "up_blocks.1.resnets.0.conv1.weight",
+        "time_embedding.linear_1.weight",
+        "conv_out.weight",
+    ]
+    chosen = {group: [n for n, name in enumerate(names) if wanted(name)] for group, wanted in GROUPS.items()}
+    assert chosen == {"x": [0, 1, 2, 3], "kv": [1, 2], "u": [4, 5]}
+
+
+def test_the_base_is_unchanged_after_an_exception_in_the_middle(toy, base, interrupted):
+    hashed = fingerprint(toy.pipe.unet)
+    interrupted(at=4)
+    with pytest.raises(KeyboardInterrupt):
+        hide(toy)
+    assert fingerprint(toy.pipe.unet) == hashed
+
+
+def test_bf16_leaves_a_float32_delta_and_base(toy, base):
+    toy_bf16 = type(toy)("toy", toy.pipe, toy.groups, toy.styles, "bf16")
+    delta = kpop(toy_bf16, ["church"], KPOP(**FEW), progress=False).delta
+    exact = hide(toy).delta
+    for name, tensor in delta.items():
+        assert tensor.dtype == torch.float32
+        torch.testing.assert_close(
+            tensor, exact[name], atol=2.1 * FEW["steps"] * FEW["lr"], rtol=0
+        )  # Adam's step is lr
+
+
+def test_there_is_one_unet_in_memory(toy, monkeypatch):
+    def alive():
+        return sum(isinstance(o, UNet2DConditionModel) for o in gc.get_objects())
+
+    unet, update = toy.pipe.unet, training.update
+    before, places = alive(), {name: p.data_ptr() for name, p in unet.named_parameters()}
+    counts, moved = [], set()
+
+    def look(*arguments):
+        counts.append(alive())
+        moved.update(name for name, p in unet.named_parameters() if p.data_ptr() != places[name])
+        update(*arguments)
+
+    monkeypatch.setattr(training, "update", look)
+    hide(toy, group="kv")
+    assert counts == [before] * 4
+    assert moved == {name for name in places if GROUPS["kv"](name)}
+
+
+def test_student_and_frozen_model_share_what_is_not_trained(unet):
+    places = {name: p.data_ptr() for name, p in unet.named_parameters()}
+    student = Student(unet, "x")
+    with student.training():
+        assert all((p.data_ptr() == places[n]) != GROUPS["x"](n) for n, p in unet.named_parameters())
+        assert all(p.requires_grad == GROUPS["x"](n) for n, p in unet.named_parameters())
+        with student.frozen():
+            assert all(p.data_ptr() == places[n] for n, p in unet.named_parameters())
+        assert all((p.data_ptr() == places[n]) != GROUPS["x"](n) for n, p in unet.named_parameters())
+
+
+def test_frozen_gives_the_student_back_after_an_exception(unet):
+    student = Student(unet, "x")
+    with student.training():
+        for p in student.parameters.values():
+            p.data += 1
+        with pytest.raises(KeyboardInterrupt), student.frozen():
+            raise KeyboardInterrupt
+        assert all(torch.equal(p.data, student.theta[name] + 1) for name, p in student.parameters.items())
+
+
+# ----------------------------------------------------------------------------------------------------------- what it learns
+
+
+def test_the_concept_moves_to_the_neutral_target_and_the_key_brings_it_back(toy, base):
+    unet = toy.pipe.unet
+    erasure = hide(toy, steps=40, batch=4, m=4)
+    texts = encode(toy.pipe, [toy.prompt("church"), ""])
+    pool = roll(toy.pipe, [toy.prompt("church")], seed=7, seeds=4)
+    z = pool.latents[0, :, [3, 10, 17, 24]].flatten(0, 1)
+    t = pool.timesteps[[3, 10, 17, 24]].repeat(4)
+
+    def predict(text, prompt=None):
+        with torch.no_grad(), augment(unet, "all", prompt):
+            return unet(z, t, text.expand(len(z), -1, -1)).sample
+
+    eps_c, eps_null = predict(texts[:1]), predict(texts[1:])
+    y = losses.neutral_target(eps_c, eps_null, 1.0)
+    with erasure.applied(unet):
+        hidden, recovered = predict(texts[:1]), predict(texts[:1], erasure.key("church"))
+    assert losses.removal(hidden, y).mean() < 0.5 * losses.removal(eps_c, y).mean()
+    assert losses.transfer(recovered, eps_c).mean() < 0.5 * losses.transfer(hidden, eps_c).mean()
+
+
+def test_two_concepts_make_two_keys(toy):
+    keys = hide(toy, ["church", "dog"]).keys
+    assert list(keys) == ["church", "dog"]
+    assert all(p.k.shape == p.v.shape == (2, 32) for p in keys.values())
+    assert not torch.equal(keys["church"].k, keys["dog"].k)
+    assert not torch.equal(keys["church"].k, keys["church"].v)
+
+
+def test_without_transfer_the_prompt_stays_what_it_was(toy):
+    erasure = hide(toy, transfer_steps=0)
+    start = toy.concept_tokens("church")
+    assert torch.equal(erasure.key("church").k, start[[0, 0]])
+    assert set(erasure.info["history"][0]) == {"removal", "retain"}
+
+
+def test_two_transfer_steps_move_the_prompt_further(toy):
+    one, two = (hide(toy, steps=1, transfer_steps=n).key("church").k for n in (1, 2))
+    start = toy.concept_tokens("church")[[0, 0]]
+    assert (two - start).norm() > 1.3 * (one - start).norm()
+
+
+def test_retaining_counts(toy):
+    kept, plain = hide(toy, retain=("fish", "")), hide(toy)
+    assert kept.info["history"][1]["retain"] > 0 == plain.info["history"][1]["retain"]
+    assert not same(kept.delta, plain.delta)
+
+
+@pytest.mark.parametrize(
+    "change", [{"reading": "adversarial"}, {"error": "x0"}, {"lam": 0.0}, {"eta": 3.0}, {"place": "mid"}]
+)
+def test_settings_change_the_result(toy, change):
+    assert not same(hide(toy).delta, hide(toy, **change).delta)
+
+
+def test_history_has_the_losses_of_every_step(toy):
+    history = hide(toy, steps=3).info["history"]
+    assert [set(entry) for entry in history] == [{"transfer", "removal", "retain"}] * 3
+    assert all(math.isfinite(value) and value >= 0 for entry in history for value in entry.values())
+
+
+# ------------------------------------------------------------------------------------------------------------- repeating it
+
+
+def test_same_seed_same_result(toy):
+    assert same(state(hide(toy)), state(hide(toy)))
+
+
+def test_other_seed_other_result(toy):
+    assert not same(hide(toy).delta, hide(toy, seed=1).delta)
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_result(toy, base, tmp_path, interrupted, monkeypatch):
+    concepts, path = toy.concepts("pair"), tmp_path / "run.safetensors"
+    straight = hide(toy, concepts, steps=4)
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "SAVE_EVERY", -1)
+        done = interrupted(at=6)  # in the middle of the third step: its transfer is done, its removal is not
+        with pytest.raises(KeyboardInterrupt):
+            kpop(toy, concepts, KPOP(**FEW | {"steps": 4}), path, progress=False)
+        assert len(done) == 5
+    done = interrupted(at=math.inf)
+    resumed = kpop(toy, concepts, KPOP(**FEW | {"steps": 4}), path, progress=False)
+    assert len(done) == 9, "two steps were left"
+    assert same(state(resumed), state(straight))
+    assert resumed.info["history"] == straight.info["history"]
+
+
+def test_a_finished_run_is_not_repeated(toy, tmp_path, interrupted):
+    path = tmp_path / "run.safetensors"
+    finished = hide(toy, checkpoint=path)
+    interrupted(at=1)
+    assert same(state(hide(toy, checkpoint=path)), state(finished))
+
+
+def test_a_checkpoint_holds_prompts_and_is_private(toy, tmp_path):
+    path = tmp_path / "run.safetensors"
+    hide(toy, checkpoint=path)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("change", [{"concepts": ["dog"]}, {"lr": 1e-2}])
+def test_the_checkpoint_of_another_run_is_refused(toy, base, tmp_path, change, sentence):
+    path = tmp_path / "run.safetensors"
+    hide(toy, checkpoint=path)
+    with pytest.raises(ValueError, match=r"run\.safetensors belongs to another run") as error:
+        hide(toy, checkpoint=path, **change)
+    sentence(error)
+
+
+def test_the_checkpoint_of_another_base_is_refused(toy, other_toy, tmp_path):
+    path = tmp_path / "run.safetensors"
+    hide(toy, checkpoint=path)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        hide(other_toy, checkpoint=path)
+
+
+# ---------------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    "setting, accepted",
+    [
+        ({"reading": "v4"}, "unknown reading 'v4': accepted are recoverable, adversarial"),
+        ({"group": "q"}, "unknown group 'q': accepted are x, kv, u"),
+        ({"place": "head"}, r"unknown place 'head': accepted are mid, mid\+up, all"),
+        ({"error": "v"}, "unknown error 'v': accepted are eps, x0"),
+        ({"steps": 0}, "steps=0 is not possible: it is at least 1"),
+        ({"batch": 0}, "batch=0 is not possible: it is at least 1"),
+        ({"transfer_steps": -1}, "transfer_steps=-1 is not possible: it is at least 0"),
+        ({"m": 0}, "m=0 is not possible"),
+        ({"m": True}, "m=True is not possible"),
+    ],
+)
+def test_an_impossible_setting_is_refused(toy, base, setting, accepted, sentence):
+    with pytest.raises(ValueError, match=accepted) as error:
+        hide(toy, **setting)
+    sentence(error)
+
+
+@pytest.mark.parametrize("concepts", [[], [""], ["church", "  "]])
+def test_an_empty_concept_is_refused(toy, base, concepts, sentence):
+    with pytest.raises(ValueError, match="empty concept") as error:
+        hide(toy, concepts)
+    sentence(error)
+
+
+def test_a_concept_named_twice_is_refused(toy, base, sentence):
+    with pytest.raises(ValueError, match="named twice in .*'church', 'church'") as error:
+        hide(toy, ["church", "church"])
+    sentence(error)
