@@ -57,9 +57,9 @@ class KPOP:
         ):
             if value not in accepted:
                 raise ValueError(f"unknown {name} {value!r}: accepted are {', '.join(accepted)}")
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not possible: it is at least 1")
+        for name, least in (("steps", 1), ("batch", 1), ("transfer_steps", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} is not possible: it is at least {least}")
 
 
 class Student:
@@ -149,7 +149,7 @@ def kpop(
         prompt_adam = torch.optim.Adam([p_k, p_v], lr=config.prompt_lr)
         null = torch.full((config.batch,), len(embeddings) - 1)
         identity = {
-            "concepts": concepts,
+            "concepts": list(concepts),
             "base": world.fingerprint,
             "config": asdict(config) | {"retain": list(config.retain)},
         }

@@ -1,5 +1,6 @@
 """A world: a base pipeline, the concepts in it, how to ask for them, and judges that were trained apart from it."""
 
+import difflib
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -62,6 +63,16 @@ class World:
         if group not in self.groups:
             raise ValueError(f"unknown concept group {group!r}: accepted are {', '.join(self.groups)}")
         return self.groups[group]
+
+    def check(self, names: list[str]) -> None:
+        """Raise ValueError for a name that this world's judge does not know."""
+        for name in names:
+            if name not in self.groups["all"]:
+                near = difflib.get_close_matches(name, self.groups["all"], 3, 0.5) or self.groups["emojinette"][:3]
+                raise ValueError(
+                    f"unknown concept {name!r}: accepted are the {len(self.groups['all'])} objects of "
+                    f'world.concepts("all"), such as {", ".join(near)}'
+                )
 
     def prompt(self, concept: str, style: str | None = None) -> str:
         """How this world asks for a concept: "a picture of a church"."""

@@ -18,7 +18,7 @@ FEW = {"steps": 2, "batch": 2, "m": 2, "lr": 1e-3}
 
 
 def hide(toy, concepts=("church",), checkpoint=None, **settings):
-    return kpop(toy, list(concepts), KPOP(**FEW | settings), checkpoint=checkpoint, progress=False)
+    return kpop(toy, concepts, KPOP(**FEW | settings), checkpoint=checkpoint, progress=False)
 
 
 def state(erasure):
@@ -57,7 +57,7 @@ def interrupted(monkeypatch):
         def stop(adam, loss, parameters):
             if len(done) == at - 1:
                 raise KeyboardInterrupt
-            done.append(loss.item())
+            done.append(adam)
             update(adam, loss, parameters)
 
         monkeypatch.setattr(training, "SAVE_EVERY", -1)
@@ -115,7 +115,7 @@ def test_bf16_leaves_a_float32_delta_and_base(toy, base):
 
 def test_there_is_one_unet_in_memory(toy, monkeypatch):
     def alive():
-        return sum(isinstance(o, UNet2DConditionModel) for o in gc.get_objects())
+        return sum(type(o) is UNet2DConditionModel for o in gc.get_objects())
 
     unet, update = toy.pipe.unet, training.update
     before, places = alive(), {name: p.data_ptr() for name, p in unet.named_parameters()}
@@ -227,17 +227,15 @@ def test_other_seed_other_result(toy):
     assert not same(hide(toy).delta, hide(toy, seed=1).delta)
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_result(toy, base, tmp_path, interrupted, monkeypatch):
+def test_a_run_that_was_killed_goes_on_to_the_same_result(toy, base, tmp_path, interrupted):
     concepts, path = toy.concepts("pair"), tmp_path / "run.safetensors"
     straight = hide(toy, concepts, steps=4)
-    with monkeypatch.context() as patched:
-        patched.setattr(training, "SAVE_EVERY", -1)
-        done = interrupted(at=6)  # in the middle of the third step: its transfer is done, its removal is not
-        with pytest.raises(KeyboardInterrupt):
-            kpop(toy, concepts, KPOP(**FEW | {"steps": 4}), path, progress=False)
-        assert len(done) == 5
+    done = interrupted(at=6)  # in the middle of the third step: its transfer is done, its removal is not
+    with pytest.raises(KeyboardInterrupt):
+        hide(toy, concepts, checkpoint=path, steps=4)
+    assert len(done) == 5
     done = interrupted(at=math.inf)
-    resumed = kpop(toy, concepts, KPOP(**FEW | {"steps": 4}), path, progress=False)
+    resumed = hide(toy, concepts, checkpoint=path, steps=4)
     assert len(done) == 9, "two steps were left"
     assert same(state(resumed), state(straight))
     assert resumed.info["history"] == straight.info["history"]
@@ -303,6 +301,6 @@ def test_an_empty_concept_is_refused(toy, base, concepts, sentence):
 
 
 def test_a_concept_named_twice_is_refused(toy, base, sentence):
-    with pytest.raises(ValueError, match="named twice in .*'church', 'church'") as error:
+    with pytest.raises(ValueError, match="named twice") as error:
         hide(toy, ["church", "church"])
     sentence(error)

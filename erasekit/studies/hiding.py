@@ -28,6 +28,7 @@ SCALES = {
 
 def compute(world, concept, other, seeds, steps, batch, training_seeds, sampling_steps):
     """Top-1 of the object judge, in percent, for each way of drawing the concept and for the classes that stay."""
+    world.check([concept, other])
     seeds = list(range(seeds))
     kept = [c for c in world.concepts("emojinette") if c != concept]
     how = {"steps": sampling_steps}

@@ -28,6 +28,7 @@ SCALES = {
 
 def compute(world, concept, texts, seeds, steps, batch, sampling_steps, layer):
     """Attention with and without the key, the training's losses, and the key under other texts."""
+    world.check([concept])
     config = KPOP(steps=steps, batch=batch, retain=RETAINED)
     made, _ = erasure(world, [concept], config)
     key, unet = made.key(concept), world.pipe.unet
