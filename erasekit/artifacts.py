@@ -37,6 +37,8 @@ class Erasure:
 
     def apply(self, unet) -> None:
         """Turn the base model into the public model. Raises ValueError if `unet` is not the base this was trained on."""
+        if self._originals:
+            raise ValueError("this erasure is already applied: remove it first")
         self._check_base(unet, "delta")
         parameters = dict(unet.named_parameters())
         misfits = [n for n, t in self.delta.items() if n not in parameters or parameters[n].shape != t.shape]
@@ -46,7 +48,9 @@ class Erasure:
             )
         for name, tensor in self.delta.items():
             self._originals[name] = parameters[name].data
-            parameters[name].data = tensor.to(parameters[name])
+            parameters[name].data = tensor.to(
+                parameters[name], copy=True
+            )  # what trains the public model spares the delta
 
     def remove(self, unet) -> None:
         """Give the base back, bit for bit. Raises RuntimeError if this erasure is not applied."""
@@ -85,6 +89,10 @@ class Erasure:
         """Read a folder with whatever keys lie in it. With `unet`, refuse files made for another base model, by name."""
         folder = Path(folder)
         delta, info = read_tensors(folder / "delta.safetensors")
+        if info.get("kind") != "delta":
+            raise ValueError(
+                f"{folder / 'delta.safetensors'} is not a delta but a {info.get('kind', 'different')} file"
+            )
         erasure = cls(delta, {}, info)
         if unet is not None:
             erasure._check_base(unet, f"delta {folder / 'delta.safetensors'}")
@@ -106,7 +114,10 @@ class Erasure:
 
 def key_path(folder: Path, concept: str) -> Path:
     """Where a concept's key lies; git ignores the ending."""
-    return Path(folder) / "keys" / f"{re.sub(r'[^a-z0-9]+', '-', concept.lower()).strip('-')}.key.safetensors"
+    name = re.sub(r"[^a-z0-9]+", "-", concept.lower()).strip("-")
+    if name.replace("-", " ") != concept:  # other concepts give this name too
+        name = f"{name}-{hashlib.sha256(concept.encode()).hexdigest()[:8]}".strip("-")
+    return Path(folder) / "keys" / f"{name}.key.safetensors"
 
 
 def load_key(path: Path, unet=None) -> tuple[Prompt, dict]:
@@ -114,7 +125,7 @@ def load_key(path: Path, unet=None) -> tuple[Prompt, dict]:
     tensors, meta = read_tensors(path)
     if meta.get("kind") != "key":
         raise ValueError(f"{path} is not a key but a {meta.get('kind', 'different')} file")
-    prompt = Prompt(tensors["p_k"], tensors["p_v"])
+    prompt = Prompt(tensors["p_k"], tensors["p_v"], meta["config"]["place"])
     if unet is not None:
         check_width(unet, prompt)
         check_base(unet, meta, f"key {path}")

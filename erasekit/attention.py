@@ -22,10 +22,14 @@ PLACES = {
 
 @dataclass
 class Prompt:
-    """A learnable prompt (p_k, p_v), each (m, d_ctx), or (B, m, d_ctx) with one for each image of a batch."""
+    """A learnable prompt (p_k, p_v), each (m, d_ctx), or (B, m, d_ctx) with one for each image of a batch.
+
+    `place` names the layers it was trained in: "mid", "mid+up" or "all".
+    """
 
     k: torch.Tensor
     v: torch.Tensor
+    place: str = "all"
 
     @property
     def m(self) -> int:
@@ -33,14 +37,10 @@ class Prompt:
         return self.k.shape[-2]
 
     @staticmethod
-    def stack(prompts: "list[Prompt]") -> "Prompt":
-        """One prompt for each image: (B, m, d_ctx)."""
-        return Prompt(torch.stack([p.k for p in prompts]), torch.stack([p.v for p in prompts]))
-
-    @staticmethod
     def random_like(prompt: "Prompt", generator: torch.Generator) -> "Prompt":
         """Gaussian tokens with the mean and spread of the given ones: a key somebody guesses."""
-        return Prompt(*(t.mean() + t.std() * torch.randn(t.shape, generator=generator) for t in (prompt.k, prompt.v)))
+        k, v = (t.mean() + t.std() * torch.randn(t.shape, generator=generator) for t in (prompt.k, prompt.v))
+        return Prompt(k, v, prompt.place)
 
 
 def initial_prompt(tokens: torch.Tensor, m: int) -> Prompt:

@@ -27,11 +27,10 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], meta: dict, priv
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        if private:
-            os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
+        os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600 if private else 0o666))
+        mode = part.stat().st_mode & 0o777
         save_file(tensors, part, metadata={"meta": json.dumps(meta)})
-        if private:
-            part.chmod(0o600)
+        part.chmod(mode)  # save_file makes every file private
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         raise OSError(

@@ -21,7 +21,9 @@ def table(study: str) -> str:
     rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.values.tolist()]
     lines = ["| " + " | ".join(f"{v:.1f}" if isinstance(v, float) else str(v) for v in row) + " |" for row in rows]
     made = record.made
-    about = f"{source(record)}; scale quick, commit {made['commit']}, torch {made['versions']['torch']}, {made['device']}; "
+    about = (
+        f"{source(record)}; scale quick, commit {made['commit']}, torch {made['versions']['torch']}, {made['device']}; "
+    )
     return "\n".join(lines) + f"\n\n{about}record: [`{record.name}`]({record.name})\n"
 
 

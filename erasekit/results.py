@@ -70,9 +70,9 @@ def code_hash() -> str:
 
 @cache
 def model_hash() -> str:
-    """Hash of the bundled weights and art."""
+    """Hash of the bundled weights, their settings and the art."""
     digest = hashlib.sha256()
-    for path in sorted([*MODELS.rglob("*.safetensors"), *DATA.glob("*.parquet")]):
+    for path in sorted([*MODELS.rglob("*.safetensors"), *MODELS.rglob("*.json"), *DATA.glob("*.parquet")]):
         digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -134,7 +134,13 @@ def compute_or_load(
                 print(f"loaded {record.name}: computed {made['date']} at {made['commit']} in {made['seconds']:.0f} s")
                 return record
             why = f"the record's {' and '.join(differ)} differ"
-        except (json.JSONDecodeError, KeyError, FileNotFoundError):
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OSError,
+        ):  # not JSON, not a record, or a lost or cut image
             why = "the record is damaged"
     print(f"computing {name}: {why}")
     began = time.time()

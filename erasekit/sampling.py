@@ -6,7 +6,7 @@ import torch
 from diffusers import DDIMScheduler
 from tqdm.auto import tqdm
 
-from .attention import Prompt, augment
+from .attention import Prompt, augment, check_width
 
 KEY_HALVES = ("conditional", "both")
 
@@ -62,7 +62,6 @@ def sample(
     seeds: list[int],
     key: Prompt | None = None,
     key_half: str = "conditional",
-    place: str = "all",
     steps: int = 25,
     guidance: float = 5.0,
     batch_size: int = 50,
@@ -72,15 +71,16 @@ def sample(
 
     `key` is a learnable prompt, given to the conditional half of guidance or to both ("conditional", "both"): guidance
     subtracts the unconditional half, so a key on both cancels much of itself. `progress` names the bar, None hides it.
-    Raises ValueError for an unknown half or for lists of different lengths.
+    Raises ValueError for an unknown half, lists of different lengths, or a key of another width.
     """
     if key_half not in KEY_HALVES:
         raise ValueError(f"unknown key_half {key_half!r}: accepted are {', '.join(KEY_HALVES)}")
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each prompt")
+    check_width(pipe.unet, key)
     images = []
     bar = tqdm(total=len(seeds), desc=progress, disable=progress is None, mininterval=1, unit="image")
-    with bar, augment(pipe.unet, place) as slot:
+    with bar, augment(pipe.unet, key.place if key else "all") as slot:
         for start in range(0, len(seeds), batch_size):
             part = slice(start, start + batch_size)
             c = encode(pipe, prompts[part])

@@ -218,7 +218,7 @@ def kpop(
                 saved = time.time()
 
         delta = {name: p.detach().cpu().clone() for name, p in student.parameters.items()}
-    keys = {c: Prompt(p_k[n].detach().cpu(), p_v[n].detach().cpu()) for n, c in enumerate(concepts)}
+    keys = {c: Prompt(p_k[n].detach().cpu(), p_v[n].detach().cpu(), config.place) for n, c in enumerate(concepts)}
     info = {"method": "kpop", "world": world.name, **identity, "seed": config.seed, "history": history}
     return Erasure(delta, keys, info | {"provenance": provenance(world.pipe.device, time.time() - began)})
 

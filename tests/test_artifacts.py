@@ -88,18 +88,24 @@ def test_a_half_precision_base_is_the_same_base(unet, erasure):
 def test_applying_twice_is_refused(unet, erasure, sentence):
     before = weights(unet)
     erasure.apply(unet)
-    with pytest.raises(ValueError, match="remove the erasure that is applied") as error:
+    with pytest.raises(ValueError, match="already applied") as error:
         erasure.apply(unet)
     sentence(error)
     erasure.remove(unet)
     assert same(weights(unet), before)
 
 
+def test_two_erasures_at_once_are_refused(unet, erasure, trained, sentence):
+    with erasure.applied(unet), pytest.raises(ValueError, match="remove the erasure that is applied") as error:
+        Erasure(trained.delta, {}, trained.info).apply(unet)
+    sentence(error)
+
+
 def test_applying_a_tiny_change_twice_does_not_lose_the_base(unet, erasure):
     before = weights(unet)
     erasure.delta = {name: before[name] + 1e-9 for name in erasure.delta}  # too small for the fingerprint
     erasure.apply(unet)
-    with pytest.raises(ValueError, match="is applied"):
+    with pytest.raises(ValueError, match="already applied"):
         erasure.apply(unet)
     erasure.remove(unet)
     assert same(weights(unet), before)
@@ -326,7 +332,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_part(erasure, folder, monkeypatc
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     monkeypatch.setattr(checkpoints, "save_file", full)
-    with pytest.raises(OSError, match="could not write .*No space left on device.*free some space") as error:
+    with pytest.raises(OSError, match=r"could not write .*No space left on device.*free some space") as error:
         erasure.save(folder)
     sentence(error)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

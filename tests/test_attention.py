@@ -146,7 +146,7 @@ def test_a_prompt_of_zeros_is_not_neutral(unet, inputs):
 
 
 def test_a_prompt_for_each_image_equals_each_alone(unet, inputs, prompt, alike):
-    both = prompted(unet, inputs, Prompt.stack([prompt, alike]))
+    both = prompted(unet, inputs, Prompt(torch.stack([prompt.k, alike.k]), torch.stack([prompt.v, alike.v])))
     for n, one in enumerate((prompt, alike)):
         alone = prompted(unet, [x[n : n + 1] for x in inputs], one)
         torch.testing.assert_close(both[n : n + 1], alone, atol=1e-5, rtol=1e-4)

@@ -21,7 +21,7 @@ from . import networks
 from .art import BACKGROUNDS, TEMPLATES, Art, caption, load_art
 
 SAVE_EVERY = 120  # seconds between checkpoints
-STEPS = {"vae": 2400, "unet": 5600, "judge": 1200, "clip": 1200}
+STEPS = {"vae": 2400, "unet": 4400, "judge": 1200, "clip": 800}
 SEED = 0
 
 

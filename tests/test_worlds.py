@@ -1,0 +1,225 @@
+"""The bundled world: what is in it, what it says to wrong names, and that it stands without our code."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from erasekit import worlds
+from erasekit.emojinette.art import SIZES, caption, load_art
+from erasekit.paths import DATA, MODELS
+from erasekit.sampling import encode, sample
+
+MEGABYTES = 45
+
+
+@pytest.fixture(scope="module")
+def art():
+    return load_art()
+
+
+@pytest.fixture(scope="module")
+def clean(art):
+    """Every icon in the middle of white: (N, 3, 64, 64) in [-1, 1]."""
+    n = len(art.object_id)
+    return art.compose(range(n), [56] * n, [0] * n, [0] * n, [False] * n, [(255, 255, 255)] * n)
+
+
+# ------------------------------------------------------------------------------------------------------------- wrong names
+
+
+def test_an_unknown_world_is_refused(sentence):
+    with pytest.raises(ValueError, match="unknown world 'narnia': accepted are .*emojinette") as error:
+        worlds.load("narnia")
+    sentence(error)
+
+
+def test_an_unknown_precision_is_refused(sentence):
+    with pytest.raises(ValueError, match="unknown precision 'fp8': accepted are auto, fp32, bf16") as error:
+        worlds.load("emojinette", precision="fp8")
+    sentence(error)
+
+
+def test_an_unknown_group_is_refused(world, sentence):
+    with pytest.raises(ValueError, match="unknown concept group 'S5': accepted are all, emojinette, .*S1, S2") as error:
+        world.concepts("S5")
+    sentence(error)
+
+
+def test_missing_weights_are_refused(monkeypatch, tmp_path, sentence):
+    monkeypatch.setattr(worlds, "MODELS", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no weights in .*python -m erasekit\.emojinette\.train") as error:
+        worlds.load("emojinette")
+    sentence(error)
+
+
+# ------------------------------------------------------------------------------------------------------------------ groups
+
+
+def test_emojinette_has_ten_classes_and_weapons_are_eight_or_more(world):
+    assert len(world.concepts("emojinette")) == 10
+    assert len(world.concepts("weapon")) >= 8
+
+
+@pytest.mark.parametrize("one, other", [("S1", "S2"), ("S3", "S4")])
+def test_splits_are_five_and_complement_each_other(world, one, other):
+    a, b, ten = (set(world.concepts(group)) for group in (one, other, "emojinette"))
+    assert len(a) == len(b) == 5 and not a & b and a | b == ten
+
+
+def test_what_is_retained_is_reported_nowhere(world):
+    kept = set(world.concepts("retained"))
+    assert kept <= set(world.concepts("all"))
+    assert not kept & set(world.concepts("emojinette")) and not kept & set(world.concepts("weapon"))
+
+
+def test_every_concept_starts_a_prompt(world):
+    for concept in world.concepts("all"):
+        tokens = world.concept_tokens(concept)
+        assert tokens.shape[1] == world.pipe.unet.config.cross_attention_dim and 1 <= len(tokens) <= 4
+
+
+def test_concept_tokens_are_the_concept_s_own(world):
+    """Not those of the start and end that every text has."""
+    ids = world.pipe.tokenizer("articulated lorry").input_ids
+    embeddings = encode(world.pipe, ["articulated lorry"])[0]
+    tokens = world.concept_tokens("articulated lorry")
+    assert torch.equal(tokens, embeddings[1 : len(ids) - 1]) and len(tokens) == 2
+
+
+# ----------------------------------------------------------------------------------------------------------------- the art
+
+
+@pytest.mark.parametrize(
+    "name, style, background, text",
+    [
+        ("church", None, "white", "a picture of a church"),
+        ("owl", None, "white", "a picture of an owl"),
+        ("umbrella", None, "white", "a picture of an umbrella"),
+        ("unicycle", None, "white", "a picture of a unicycle"),
+        ("house", "noto", "white", "a picture of a house in the style of noto"),
+        ("owl", "openmoji", "orange", "a picture of an owl in the style of openmoji on an orange background"),
+    ],
+)
+def test_captions(name, style, background, text):
+    assert caption("a picture of a {}", name, style, background) == text
+
+
+def test_a_world_asks_as_the_captions_do(world):
+    assert world.prompt("owl", "noto") == "a picture of an owl in the style of noto"
+
+
+def test_four_pairs_of_each_style_are_held_out_and_no_object_twice(art):
+    held = art.held_out()
+    assert torch.bincount(art.style_id[held]).tolist() == [4] * len(art.styles)
+    objects = [art.objects[i] for i in art.object_id[held]]
+    assert len(set(objects)) == len(objects) and set(objects) <= set(art.category["other"])
+
+
+def test_every_object_is_there_in_every_style_once(art):
+    pairs = list(zip(art.object_id.tolist(), art.style_id.tolist()))
+    assert len(pairs) == len(set(pairs)) == len(art.objects) * len(art.styles)
+
+
+def test_every_icon_has_a_source_and_an_open_licence():
+    for row in pq.read_table(DATA / "emojinette.parquet").drop(["png"]).to_pylist():
+        assert row["licence"] in {"Apache-2.0", "MIT", "CC-BY-4.0", "CC-BY-SA-4.0"}
+        assert row["source"] and row["version"] and row["author"]
+
+
+def test_composed_images_are_in_range_and_show_their_background(art):
+    rows = torch.arange(0, len(art.object_id), 50)
+    images, names = art.draw(rows, torch.Generator().manual_seed(0), mirror=0.5, white=0.5)
+    assert images.shape == (len(rows), 3, 64, 64) and images.min() >= -1 and images.max() <= 1
+    assert {"white"} < set(names)
+    for image, name in zip(images, names):
+        assert (image[:, 0, 0] == 1).all() == (name == "white")
+
+
+def test_mirroring_mirrors(art):
+    place = {"sizes": [56], "dx": [0], "dy": [0], "backgrounds": [(255, 255, 255)]}
+    plain, mirrored = (art.compose([0], mirror=[m], **place) for m in (False, True))
+    assert torch.equal(mirrored, plain.flip(-1)) and not torch.equal(mirrored, plain)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_icon_fills_its_size(art, size):
+    alpha = art.sprites[size][:, 3]
+    longer = torch.maximum((alpha.amax(1) > 8).sum(1), (alpha.amax(2) > 8).sum(1))
+    assert longer.min() >= size - 2
+
+
+# -------------------------------------------------------------------------------------------------------------- the folder
+
+
+def test_models_and_data_are_small():
+    total = sum(path.stat().st_size for folder in (MODELS, DATA) for path in folder.rglob("*") if path.is_file())
+    assert total < MEGABYTES * 1e6
+
+
+def test_the_pipeline_loads_without_our_code(tmp_path):
+    script = f"""
+import sys
+from diffusers import StableDiffusionPipeline
+pipe = StableDiffusionPipeline.from_pretrained({str(MODELS / "emojinette-sd")!r}, local_files_only=True)
+image = pipe("a picture of a church", num_inference_steps=2).images[0]
+assert image.size == (64, 64) and len(set(image.tobytes())) > 9
+assert "erasekit" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+
+
+def test_every_part_is_a_library_class():
+    index = json.loads((MODELS / "emojinette-sd" / "model_index.json").read_text())
+    parts = {name: tuple(value) for name, value in index.items() if isinstance(value, list) and value[0]}
+    assert parts == {
+        "unet": ("diffusers", "UNet2DConditionModel"),
+        "vae": ("diffusers", "AutoencoderKL"),
+        "scheduler": ("diffusers", "DDIMScheduler"),
+        "text_encoder": ("transformers", "CLIPTextModel"),
+        "tokenizer": ("transformers", "CLIPTokenizer"),
+    }
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["zeppelin, ünïcode 🎈", "", "church " * 300, "  ", "a\nb\t'\"<|endoftext|>", "猫"],
+    ids=["unseen", "empty", "300 words", "blank", "marks", "kanji"],
+)
+def test_any_text_is_drawn(world, prompt):
+    assert encode(world.pipe, [prompt]).isfinite().all()
+    image = sample(world.pipe, [prompt], [0], steps=2).float()
+    assert image.std() > 5, "neither black (not a number) nor blank"
+
+
+def test_weights_are_float32_whatever_the_file(world):
+    assert {p.dtype for p in world.pipe.unet.parameters()} == {torch.float32}
+
+
+# -------------------------------------------------------------------------------------------------------------- the judges
+
+
+@torch.no_grad()
+def test_the_judge_knows_the_clean_art(world, art, clean):
+    objects, styles = world.judge(clean)
+    assert world.judge.objects == art.objects and world.judge.styles == art.styles
+    assert (objects.argmax(1) == art.object_id).float().mean() >= 0.99
+    assert (styles.argmax(1) == art.style_id).float().mean() >= 0.97
+
+
+@torch.no_grad()
+def test_clip_finds_the_text_of_clean_art(world, art, clean):
+    model, tokenizer = world.clip
+    image = model.encode_image(clean, normalize=True)
+    text = model.encode_text(tokenizer([caption("a picture of a {}", name) for name in art.objects]), normalize=True)
+    assert ((image @ text.T).argmax(1) == art.object_id).float().mean() >= 0.9
+
+
+def test_judges_are_apart_from_the_generator(world):
+    clip = {id(p) for p in world.clip[0].parameters()} | {id(p) for p in world.judge.parameters()}
+    assert not clip & {id(p) for part in (world.pipe.unet, world.pipe.text_encoder) for p in part.parameters()}
+    theirs, ours = world.clip[0].token_embedding.weight, world.pipe.text_encoder.get_input_embeddings().weight
+    assert theirs.shape != ours.shape
