@@ -48,9 +48,8 @@ class Erasure:
             )
         for name, tensor in self.delta.items():
             self._originals[name] = parameters[name].data
-            parameters[name].data = tensor.to(
-                parameters[name], copy=True
-            )  # what trains the public model spares the delta
+            # A copy: who trains the public model further does not change the delta.
+            parameters[name].data = tensor.to(parameters[name], copy=True)
 
     def remove(self, unet) -> None:
         """Give the base back, bit for bit. Raises RuntimeError if this erasure is not applied."""

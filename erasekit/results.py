@@ -134,13 +134,7 @@ def compute_or_load(
                 print(f"loaded {record.name}: computed {made['date']} at {made['commit']} in {made['seconds']:.0f} s")
                 return record
             why = f"the record's {' and '.join(differ)} differ"
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            OSError,
-        ):  # not JSON, not a record, or a lost or cut image
+        except (ValueError, KeyError, TypeError, AttributeError, OSError):  # no record, or an image lost or cut
             why = "the record is damaged"
     print(f"computing {name}: {why}")
     began = time.time()

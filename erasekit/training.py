@@ -231,7 +231,9 @@ def update(adam: torch.optim.Optimizer, loss: torch.Tensor, parameters: list[tor
 
 
 def check_concepts(concepts: list[str]) -> None:
-    """Raise ValueError for no concept, an empty one, or one named twice."""
+    """Raise ValueError for no concept, an empty one, one named twice, or a bare string."""
+    if isinstance(concepts, str):
+        raise ValueError(f"concepts={concepts!r} is one string: give a list, [{concepts!r}]")
     if not concepts or any(not c.strip() for c in concepts):
         raise ValueError(f"there is an empty concept in {concepts!r}: name at least one, each with a word")
     if len(set(concepts)) < len(concepts):

@@ -39,9 +39,9 @@ class World:
     precision: str
     template: str = "a picture of a {}"
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """Hash of the base U-Net; artefacts carry it."""
+        """Hash of the U-Net as it is now; artefacts carry that of their base."""
         return fingerprint(self.pipe.unet)
 
     @cached_property

@@ -17,7 +17,7 @@ from erasekit.training import KPOP, kpop
 
 @pytest.fixture(scope="module")
 def trained(toy):
-    return kpop(toy, ["church", "dog"], KPOP(steps=2, batch=2, m=3, lr=1e-2), progress=False)
+    return kpop(toy, ["church", "dog"], KPOP(steps=2, batch=2, m=3, lr=1e-2, place="mid+up"), progress=False)
 
 
 @pytest.fixture
@@ -149,7 +149,9 @@ def test_what_is_loaded_is_what_was_saved(erasure, folder, toy):
     assert same(loaded.delta, erasure.delta)
     assert loaded.keys.keys() == erasure.keys.keys()
     for concept, prompt in loaded.keys.items():
-        assert torch.equal(prompt.k, erasure.keys[concept].k) and torch.equal(prompt.v, erasure.keys[concept].v)
+        expected = erasure.keys[concept]
+        assert torch.equal(prompt.k, expected.k) and torch.equal(prompt.v, expected.v)
+        assert prompt.place == expected.place == "mid+up"
     assert loaded.info == erasure.info | {"kind": "delta"}
 
 

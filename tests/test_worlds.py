@@ -1,5 +1,6 @@
 """The bundled world: what is in it, what it says to wrong names, and that it stands without our code."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -7,9 +8,12 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 
 from erasekit import worlds
 from erasekit.emojinette.art import SIZES, caption, load_art
+from erasekit.emojinette.train import save_pipeline
 from erasekit.paths import DATA, MODELS
 from erasekit.sampling import encode, sample
 
@@ -32,7 +36,7 @@ def clean(art):
 
 
 def test_an_unknown_world_is_refused(sentence):
-    with pytest.raises(ValueError, match="unknown world 'narnia': accepted are .*emojinette") as error:
+    with pytest.raises(ValueError, match=r"unknown world 'narnia': accepted are .*emojinette") as error:
         worlds.load("narnia")
     sentence(error)
 
@@ -44,7 +48,9 @@ def test_an_unknown_precision_is_refused(sentence):
 
 
 def test_an_unknown_group_is_refused(world, sentence):
-    with pytest.raises(ValueError, match="unknown concept group 'S5': accepted are all, emojinette, .*S1, S2") as error:
+    with pytest.raises(
+        ValueError, match=r"unknown concept group 'S5': accepted are all, emojinette, .*S1, S2"
+    ) as error:
         world.concepts("S5")
     sentence(error)
 
@@ -170,6 +176,15 @@ assert image.size == (64, 64) and len(set(image.tobytes())) > 9
 assert "erasekit" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+
+
+def test_saved_in_half_precision_it_loads_and_draws_in_float32(toy, tmp_path):
+    parts = (copy.deepcopy(getattr(toy.pipe, part)) for part in ("vae", "unet", "text_encoder", "tokenizer"))
+    save_pipeline(*parts, tmp_path)
+    assert {t.dtype for path in tmp_path.rglob("*.safetensors") for t in load_file(path).values()} == {torch.float16}
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
+    assert {part.dtype for part in (pipe.vae, pipe.unet, pipe.text_encoder)} == {torch.float32}
+    assert pipe("a dog", num_inference_steps=2).images[0].size == (16, 16)
 
 
 def test_every_part_is_a_library_class():

@@ -1,6 +1,7 @@
 """The emoji art behind the bundled world: read it, put it on a background, say what is on it."""
 
 import io
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -124,12 +125,8 @@ def load_art() -> Art:
 
 
 def article(phrase: str) -> str:
-    """Mend "a" before a vowel: "a picture of a owl" -> "a picture of an owl"."""
-    words = phrase.split(" ")
-    return " ".join(
-        "an" if word == "a" and i + 1 < len(words) and words[i + 1][0] in "aeio" else word
-        for i, word in enumerate(words)
-    )
+    """Mend "a" before a vowel: "a picture of a owl" -> "a picture of an owl"; a unicycle keeps its "a"."""
+    return re.sub(r"\ba (?=[aeio]|u[^n])", "an ", phrase)
 
 
 def caption(template: str, name: str, style: str | None = None, background: str = "white") -> str:

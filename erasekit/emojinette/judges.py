@@ -106,7 +106,7 @@ def train_judge(art: Art, vae, device: str, steps: int, batch: int = 96) -> Judg
 
 CLIP_CONFIG = {
     "embed_dim": 128,
-    "vision_cfg": {"image_size": RESOLUTION, "layers": 4, "width": 128, "patch_size": 8, "head_width": 64},
+    "vision_cfg": {"image_size": RESOLUTION, "layers": 4, "width": 192, "patch_size": 16, "head_width": 64},
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3},
 }
 

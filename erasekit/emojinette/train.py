@@ -242,6 +242,9 @@ def save_pipeline(vae, unet, text_encoder, tokenizer, folder: Path) -> None:
     )
     pipeline.unet.set_default_attn_processor()
     pipeline.to(dtype=torch.float16).save_pretrained(folder)
+    # Loaded without a dtype, diffusers makes its parts float32 but transformers follows this line: they must agree.
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
 
 
 # ------------------------------------------------------------------------------------------------------------ command
