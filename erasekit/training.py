@@ -122,7 +122,7 @@ def kpop(
     prompts = [initial_prompt(world.concept_tokens(c).float(), config.m) for c in concepts]
     p_k, p_v = (torch.nn.Parameter(torch.stack(side).to(device)) for side in zip(*((p.k, p.v) for p in prompts)))
     # One pool for the concepts and, so that each is kept on its own trajectories, for what is retained.
-    pool = roll(world.pipe, texts + retained, config.seed)
+    pool = roll(world, texts + retained, config.seed)
     embeddings = encode(world.pipe, [*texts, *retained, ""])
     alphas = world.pipe.scheduler.alphas_cumprod.to(device)
     student = Student(unet, config.group)
@@ -186,25 +186,22 @@ def kpop(
                 l_transfer = (weight * losses.transfer(predict(z, t, index, prompt_of(index)), eps_c)).mean()
                 update(prompt_adam, l_transfer, [p_k, p_v])
 
-            # Stage 2, knowledge removal: without the prompts theta' draws something neutral.
-            generator = seeded("removal", config.seed, step)
-            index, z, t = draw(generator, 0, len(texts))
+            # Stage 2, knowledge removal: without the prompts theta' draws something neutral, and what is retained stays.
+            # The concepts' samples come first, n of them, then the retained texts'; one forward serves both.
+            generator, n = seeded("removal", config.seed, step), config.batch
+            drawn = [draw(generator, 0, len(texts))]
+            drawn += [draw(generator, len(texts), len(retained))] if retained else []
+            index, z, t = (torch.cat(parts) for parts in zip(*drawn))
             with student.frozen():
-                eps_c, eps_null = predict(z, t, index), predict(z, t, null)
+                eps = predict(torch.cat([z, z[:n]]), torch.cat([t, t[:n]]), torch.cat([index, null]))
+            eps_c, eps_r, eps_null = eps[:n], eps[n:-n], eps[-n:]
             y = losses.neutral_target(eps_c, eps_null, config.eta)
             weight = losses.error_weight(config.error, alphas[t])
-            l_removal = (weight * losses.removal(predict(z, t, index), y)).mean()
-            prompted = predict(z, t, index, prompt_of(index))
-            l_prompted = (
-                weight * losses.squared_error(prompted, losses.prompted_target(config.reading, eps_c, y))
-            ).mean()
-            l_retain = torch.zeros(())
-            if retained:
-                index, z, t = draw(generator, len(texts), len(retained))
-                with student.frozen():
-                    eps_r = predict(z, t, index)
-                weight = losses.error_weight(config.error, alphas[t])
-                l_retain = (weight * losses.retain(predict(z, t, index), eps_r)).mean()
+            plain, prompted = predict(z, t, index), predict(z[:n], t[:n], index[:n], prompt_of(index[:n]))
+            target = losses.prompted_target(config.reading, eps_c, y)
+            l_removal = (weight[:n] * losses.removal(plain[:n], y)).mean()
+            l_prompted = (weight[:n] * losses.squared_error(prompted, target)).mean()
+            l_retain = (weight[n:] * losses.retain(plain[n:], eps_r)).sum() / n
             update(model_adam, l_removal + config.lam * l_prompted + config.retain_weight * l_retain, theta)
 
             history.append(

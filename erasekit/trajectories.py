@@ -28,27 +28,23 @@ class LatentPool:
         return self.latents[text, seed, step], t
 
 
-def roll(pipe, texts: list[str], seed: int, seeds: int = 24, steps: int = 25, guidance: float = 3.0) -> LatentPool:
+def roll(world, texts: list[str], seed: int, seeds: int = 12, steps: int = 25, guidance: float = 3.0) -> LatentPool:
     """Roll the frozen model from noise, `seeds` times for each text, and keep every step."""
+    pipe = world.pipe
     prompts = [text for text in texts for _ in range(seeds)]
     c = encode(pipe, prompts)
     null = encode(pipe, [""] * len(prompts))
     starts = [int(torch.randint(2**31, (), generator=seeded("roll", seed, n))) for n in range(len(prompts))]
     kept, times = [], []
 
+    def predict(latents, t, text):
+        with world.autocast():
+            return pipe.unet(latents, t, text).sample.to(latents.dtype)
+
     def visit(i, t, latents):
         kept.append(latents.float().cpu())
         times.append(t)
 
-    ddim(
-        pipe,
-        lambda z, t, text: pipe.unet(z, t, text).sample,
-        initial_noise(pipe, starts),
-        c,
-        null,
-        steps,
-        guidance,
-        visit,
-    )
+    ddim(pipe, predict, initial_noise(pipe, starts), c, null, steps, guidance, visit)
     latents = torch.stack(kept, dim=1).unflatten(0, (len(texts), seeds))
     return LatentPool(latents, torch.tensor(times))

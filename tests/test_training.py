@@ -162,7 +162,7 @@ def test_the_concept_moves_to_the_neutral_target_and_the_key_brings_it_back(toy,
     unet = toy.pipe.unet
     erasure = hide(toy, steps=40, batch=4, m=4)
     texts = encode(toy.pipe, [toy.prompt("church"), ""])
-    pool = roll(toy.pipe, [toy.prompt("church")], seed=7, seeds=4)
+    pool = roll(toy, [toy.prompt("church")], seed=7, seeds=4)
     z = pool.latents[0, :, [3, 10, 17, 24]].flatten(0, 1)
     t = pool.timesteps[[3, 10, 17, 24]].repeat(4)
 
