@@ -38,7 +38,7 @@ class KPOP:
     m: int = 10  # prompt length
     eta: float = 1.0  # strength of the neutral target
     lam: float = 1.0  # weight of the prompted term in removal (the paper's lambda, or b in the adversarial reading)
-    steps: int = 200  # model updates
+    steps: int = 150  # model updates
     transfer_steps: int = 1  # prompt updates before each model update
     batch: int = 8
     lr: float = 1e-4  # Adam, model

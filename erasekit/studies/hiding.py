@@ -14,7 +14,7 @@ QUICK = {
     "concept": "church",
     "other": "dog",
     "seeds": 50,
-    "steps": 200,
+    "steps": 150,
     "batch": 8,
     "training_seeds": 1,
     "sampling_steps": 25,

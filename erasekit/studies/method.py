@@ -14,7 +14,7 @@ QUICK = {
     "concept": "church",
     "texts": ["a picture of a church", "a picture of a dog", "a picture of a fish", ""],
     "seeds": 20,
-    "steps": 200,
+    "steps": 150,
     "batch": 8,
     "sampling_steps": 25,
     "layer": "up_blocks.1.attentions.1.transformer_blocks.0.attn2",

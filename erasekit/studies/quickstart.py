@@ -13,7 +13,7 @@ QUICK = {
     "concept": "church",
     "unrelated": ["dog", "fish", "parachute"],
     "seeds": 8,
-    "steps": 200,
+    "steps": 150,
     "batch": 8,
     "sampling_steps": 25,
 }
