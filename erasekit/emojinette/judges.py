@@ -1,7 +1,7 @@
 """The world's judges, trained apart from the generator: what object, what style, and how well a text fits.
 
-Both learn from the art itself and from its VAE reconstructions, so that a drawing is not marked down for the VAE's
-softness; neither has ever seen an image of the U-Net.
+Both learn from the art with noise and blur, the classifier also from VAE reconstructions, so that a drawing is not marked down
+for its softness; neither has ever seen an image of the U-Net.
 """
 
 import json
@@ -66,19 +66,23 @@ class Judge(nn.Module):
         return judge.eval()
 
 
-def softened(images: torch.Tensor, vae, generator: torch.Generator) -> torch.Tensor:
-    """A quarter of a batch (B, 3, 64, 64) through the VAE with latent noise; then noise for all and blur for some."""
+def softened(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A little noise for all of a batch (B, 3, 64, 64), and blur for some: what is drawn is never as sharp as the art."""
     count = len(images)
-    part = count // 4
-    with torch.no_grad():
-        latents = vae.encode(images[:part]).latent_dist.mean
-        spread = 0.35 * torch.rand(part, 1, 1, 1, generator=generator).to(latents)
-        latents = latents + spread * torch.randn(latents.shape, generator=generator).to(latents)
-        images = torch.cat([vae.decode(latents).sample.to(images.dtype), images[part:]])
     blur = (torch.rand(count, generator=generator) < 0.3).to(images.device)[:, None, None, None]
     images = torch.where(blur, F.avg_pool2d(images, 3, 1, 1, count_include_pad=False), images)
     noise = 0.15 * torch.rand(count, 1, 1, 1, generator=generator).to(images.device)
     return images + noise * torch.randn(images.shape, generator=generator).to(images.device)
+
+
+def reconstructed(images: torch.Tensor, vae, generator: torch.Generator) -> torch.Tensor:
+    """A quarter of a batch (B, 3, 64, 64) through the VAE, with noise on the latents."""
+    part = len(images) // 4
+    with torch.no_grad():
+        latents = vae.encode(images[:part]).latent_dist.mean
+        spread = 0.35 * torch.rand(part, 1, 1, 1, generator=generator).to(latents)
+        latents = latents + spread * torch.randn(latents.shape, generator=generator).to(latents)
+        return torch.cat([vae.decode(latents).sample.to(images.dtype), images[part:]])
 
 
 def train_judge(art: Art, vae, device: str, steps: int, batch: int = 96) -> Judge:
@@ -93,7 +97,7 @@ def train_judge(art: Art, vae, device: str, steps: int, batch: int = 96) -> Judg
         rows = torch.randint(len(art.object_id), (batch,), generator=generator)
         images, _ = art.draw(rows, generator, mirror=0.5, white=0.5)
         with autocast(device):
-            images = softened(images.to(device), vae, generator)
+            images = softened(reconstructed(images.to(device), vae, generator), generator)
             objects, styles = judge(images)
         return F.cross_entropy(objects.float(), art.object_id[rows].to(device), label_smoothing=0.05) + F.cross_entropy(
             styles.float(), art.style_id[rows].to(device), label_smoothing=0.05
@@ -134,7 +138,7 @@ class Clip(nn.Module):
         write_tensors(folder / "open_clip_model.safetensors", state, {})
 
 
-def train_clip(art: Art, vae, device: str, steps: int, batch: int = 128) -> Clip:
+def train_clip(art: Art, device: str, steps: int, batch: int = 128) -> Clip:
     """Contrastive learning on captions of object, style and background; no two images of a batch share icon and place."""
     from .train import autocast, fit
 
@@ -154,7 +158,7 @@ def train_clip(art: Art, vae, device: str, steps: int, batch: int = 128) -> Clip
             style = art.styles[art.style_id[row]] if u[n][1] < 0.8 else None
             texts.append(caption(TEMPLATES[int(u[n][2] * len(TEMPLATES))], name, style, backgrounds[n]))
         with autocast(device):
-            images = softened(images.to(device), vae, generator)
+            images = softened(images.to(device), generator)
             image = clip.model.encode_image(images, normalize=True).float()
             text = clip.model.encode_text(clip.tokenizer(texts).to(device), normalize=True).float()
         logits = clip.model.logit_scale.exp().clamp(max=100) * image @ text.T
@@ -163,7 +167,7 @@ def train_clip(art: Art, vae, device: str, steps: int, batch: int = 128) -> Clip
         target = same / same.sum(1, keepdim=True)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
-    return fit("clip", clip, loss, steps, lr=1e-3, weight_decay=0.05, ema=0.99)
+    return fit("clip", clip, loss, steps, lr=2e-3, weight_decay=0.05, ema=0.99)
 
 
 def load_clip(folder: Path):

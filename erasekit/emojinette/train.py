@@ -21,7 +21,7 @@ from . import networks
 from .art import BACKGROUNDS, TEMPLATES, Art, caption, load_art
 
 SAVE_EVERY = 120  # seconds between checkpoints
-STEPS = {"vae": 2400, "unet": 4400, "judge": 1200, "clip": 800}
+STEPS = {"vae": 2400, "unet": 4400, "judge": 1200, "clip": 1600}
 SEED = 0
 
 
@@ -262,7 +262,7 @@ def main(parts: list[str], device: str, scale: float, compiled: bool) -> None:
     if "judge" in parts:
         judges.train_judge(art, vae, device, steps["judge"]).save(MODELS / "emojinette-judge")
     if "clip" in parts:
-        judges.train_clip(art, vae, device, steps["clip"]).save(MODELS / "emojinette-clip")
+        judges.train_clip(art, device, steps["clip"]).save(MODELS / "emojinette-clip")
 
 
 if __name__ == "__main__":
