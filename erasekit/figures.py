@@ -70,30 +70,35 @@ def picture(ax, image, title: str | None = None) -> None:
 
 
 def draw_quickstart(record) -> dict:
-    """Rows: base, hidden, with the key. Columns: the concept's seeds, then two of each unrelated concept."""
-    data = record.data
-    base, hidden, key = (tiles(record, n) for n in ("base", "hidden", "key"))
-    own = len(key)
-    figure, axes = plt.subplots(3, len(base), figsize=(0.95 * len(base), 3.3), squeeze=False)
+    """Rows: base, hidden, with the key. Blocks: the concept's seeds, then each unrelated concept's."""
+    top1 = record.data["top1"]
+    rows = dict(zip(("base", "hidden", "key"), (tiles(record, n) for n in ("base", "hidden", "key"))))
+    own = len(rows["key"])
+    each = (len(rows["base"]) - own) // (len(top1) - 1)
+    blocks = [own] + [each] * (len(top1) - 1)
+    gap = 0.3  # of an image, between blocks
+    ratios = [width for count in blocks for width in [1] * count + [gap]][:-1]
+    figure, axes = plt.subplots(
+        3, len(ratios), figsize=(0.85 * sum(ratios), 3.2), width_ratios=ratios, squeeze=False, layout="none"
+    )
+    figure.subplots_adjust(left=0.11, right=1, top=0.92, bottom=0.04, wspace=0.04, hspace=0.22)
     for ax in axes.flat:
         ax.axis("off")
-    for column, (b, h) in enumerate(zip(base, hidden)):
-        for row, image in enumerate((b, h)):
-            picture(axes[row, column], image)
-    for column, image in enumerate(key):
-        picture(axes[2, column], image)
-    each = (len(base) - own) // (len(data["top1"]) - 1)
-    for n, (name, rates) in enumerate(data["top1"].items()):
-        column = 0 if n == 0 else own + (n - 1) * each
-        axes[0, column].text(0, 1.12, f'"a picture of a {name}"', transform=axes[0, column].transAxes, fontsize=9)
-        for row, way in enumerate(rates):
-            axes[row, column].text(
-                0.03, 0.03, f"{rates[way]:.0f} %", transform=axes[row, column].transAxes, fontsize=7, color=GREY
-            )
-    for row, label in enumerate(("base", "hidden", "hidden,\nwith the key")):
-        axes[row, 0].text(
-            -0.12, 0.5, label, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=9, weight="bold"
-        )
+    labels = ("base", "hidden", "hidden,\nwith its key")
+    for row, (way, label) in enumerate(zip(rows, labels)):
+        axes[row, 0].text(-0.15, 0.5, label, transform=axes[row, 0].transAxes, ha="right", va="center", weight="bold")
+        images = iter(rows[way])
+        column = 0
+        for count, (name, rates) in zip(blocks, top1.items()):
+            first = axes[row, column]
+            if row == 0:
+                first.text(0, 1.12, f"“a picture of a {name}”", transform=first.transAxes)
+            if way in rates:
+                said = f"judged {name}: {rates[way]:.0f} %"
+                first.text(0, -0.17, said, transform=first.transAxes, fontsize=7, color="#555555")
+                for offset in range(count):
+                    picture(axes[row, column + offset], next(images))
+            column += count + 1
     return {"quickstart": figure}
 
 
