@@ -1,12 +1,13 @@
 """Records in, figures out. Nothing here knows torch or diffusers: a figure is drawn from what a record holds."""
 
+import io
 import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import display
+from IPython.display import Image, display
 
 from .paths import BUILD, FIGURES
 
@@ -28,9 +29,11 @@ def show(record) -> None:
             # No dates: the same record gives the same file.
             figure.savefig(folder / f"{name}.{kind}", metadata={"CreationDate": None} if kind == "pdf" else None)
         note(folder / "manifest.json", name, record)
-        display(figure)
+        # Through savefig, so that the notebook shows what the files hold.
+        figure.savefig(screen := io.BytesIO(), dpi=90)
+        display(Image(screen.getvalue()))
         plt.close(figure)
-    display(table(record))
+    display(table(record).round(1))
     made = record.made
     print(
         f"{source(record)}; computed {made['date']} at {made['commit']}, torch {made['versions']['torch']}, {made['device']}"
@@ -78,9 +81,7 @@ def draw_quickstart(record) -> dict:
     blocks = [own] + [each] * (len(top1) - 1)
     gap = 0.3  # of an image, between blocks
     ratios = [width for count in blocks for width in [1] * count + [gap]][:-1]
-    figure, axes = plt.subplots(
-        3, len(ratios), figsize=(0.85 * sum(ratios), 3.2), width_ratios=ratios, squeeze=False, layout="none"
-    )
+    figure, axes = plt.subplots(3, len(ratios), figsize=(0.85 * sum(ratios), 3.2), width_ratios=ratios, squeeze=False)
     figure.subplots_adjust(left=0.11, right=1, top=0.92, bottom=0.04, wspace=0.04, hspace=0.22)
     for ax in axes.flat:
         ax.axis("off")
@@ -103,7 +104,7 @@ def draw_quickstart(record) -> dict:
 
 
 def table_quickstart(record) -> pd.DataFrame:
-    return pd.DataFrame(record.data["top1"]).T.rename_axis("judge's top-1, %")
+    return pd.DataFrame(record.data["top1"]).T.rename_axis("judge's top-1, %").fillna("")
 
 
 # -------------------------------------------------------------------------------------------------------------- hiding
@@ -120,7 +121,7 @@ def hiding_mean(record, part: str) -> pd.DataFrame:
 def draw_hiding(record) -> dict:
     """Left: the concept by way of asking. Right: the classes that stay, before and after."""
     concept, kept = hiding_mean(record, "concept"), pd.DataFrame(record.data["runs"][0]["kept"]).T
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), width_ratios=[1, 1.25])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), width_ratios=[1, 1.25], layout="constrained")
     names = list(concept)[::-1]
     colours = {"base": GREY, "hidden": ORANGE, "with the key": GREEN}
     left.barh(names, concept.mean()[names], color=[colours.get(n, PURPLE) for n in names])
@@ -154,7 +155,9 @@ def draw_world(record) -> dict:
     ten = list(by_class)[: len(coloured)]
     kinds = ["noto", "twemoji", "openmoji", "fluent", "contrast"]
     columns = len(coloured)
-    samples, axes = plt.subplots(len(kinds) + 1, columns, figsize=(0.95 * columns, 5.6), squeeze=False)
+    samples, axes = plt.subplots(
+        len(kinds) + 1, columns, figsize=(0.95 * columns, 5.6), squeeze=False, layout="constrained"
+    )
     for column in range(columns):
         for row in range(len(kinds)):
             picture(axes[row, column], styled[column * len(kinds) + row])
@@ -162,7 +165,7 @@ def draw_world(record) -> dict:
         axes[0, column].set_title(ten[column].replace(" ", "\n", 1), fontsize=7)
     for row, label in enumerate([*kinds, "on a colour"]):
         axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
-    scores, ax = plt.subplots(figsize=(9, 2.4))
+    scores, ax = plt.subplots(figsize=(9, 2.4), layout="constrained")
     ordered = sorted(by_class.items(), key=lambda item: -item[1])
     ax.bar(
         range(len(ordered)), [v for _, v in ordered], width=1.0, color=[BLUE if n in ten else GREY for n, _ in ordered]
@@ -174,7 +177,7 @@ def draw_world(record) -> dict:
     worst = ", ".join(f"{n} {v:.0f}" for n, v in ordered[::-1][:6])
     ax.text(0.02, 0.08, f"hardest: {worst}", transform=ax.transAxes, fontsize=8, color="white", weight="bold")
     held, pairs = tiles(record, "held_out"), record.data["held_out"]["pairs"]
-    composed, axes = plt.subplots(2, -(-len(held) // 2), figsize=(9, 2.3), squeeze=False)
+    composed, axes = plt.subplots(2, -(-len(held) // 2), figsize=(9, 2.3), squeeze=False, layout="constrained")
     for ax2, image, pair in zip(axes.flat, held, pairs):
         picture(ax2, image, pair.replace(", ", "\n"))
         ax2.title.set_fontsize(6.5)
@@ -210,7 +213,7 @@ def draw_method(record) -> dict:
     """Three figures: attention on one layer, the losses, and what the key draws under other texts."""
     data = record.data
     watched = tiles(record, "watched")
-    attention, axes = plt.subplots(2, 4, figsize=(9, 4), width_ratios=[1, 1, 1, 1.9])
+    attention, axes = plt.subplots(2, 4, figsize=(9, 4), width_ratios=[1, 1, 1, 1.9], layout="constrained")
     top = max(np.max(m["word"]) for m in data["maps"].values())
     for column, (way, maps) in enumerate(data["maps"].items()):
         picture(axes[0, column], watched[column], way)
@@ -230,7 +233,7 @@ def draw_method(record) -> dict:
     axes[1, 3].invert_yaxis()
     axes[1, 3].legend(fontsize=6, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
-    curves, ax = plt.subplots(figsize=(6, 2.6))
+    curves, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
     for (name, values), label in zip(
         data["history"].items(),
         ("transfer: prompted against the frozen model", "removal: unprompted against neutral", "retain: named objects"),
@@ -244,7 +247,9 @@ def draw_method(record) -> dict:
 
     shots = tiles(record, "captured")
     each = len(shots) // len(data["captured"])
-    captured, axes = plt.subplots(len(data["captured"]), each, figsize=(1.1 * each + 2, 1.05 * len(data["captured"])))
+    captured, axes = plt.subplots(
+        len(data["captured"]), each, figsize=(1.1 * each + 2, 1.05 * len(data["captured"])), layout="constrained"
+    )
     axes = np.asarray(axes).reshape(len(data["captured"]), each)
     for row, (text, rate) in enumerate(data["captured"].items()):
         for column in range(each):
