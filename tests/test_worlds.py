@@ -225,13 +225,15 @@ def test_the_judge_knows_the_clean_art(world, art, clean):
     assert (styles.argmax(1) == art.style_id).float().mean() >= 0.97
 
 
+@pytest.mark.xfail(
+    strict=True, reason="the open_clip judge was trained too briefly: notebook 01 has its rates; retrain it"
+)
 @torch.no_grad()
 def test_clip_finds_the_text_of_clean_art(world, art, clean):
     model, tokenizer = world.clip
     image = model.encode_image(clean, normalize=True)
     text = model.encode_text(tokenizer([caption("a picture of a {}", name) for name in art.objects]), normalize=True)
-    # One of 141 by chance; this judge is the weakest part of the world, and notebook 01 says how weak.
-    assert ((image @ text.T).argmax(1) == art.object_id).float().mean() >= 0.5
+    assert ((image @ text.T).argmax(1) == art.object_id).float().mean() >= 0.9
 
 
 def test_judges_are_apart_from_the_generator(world):
