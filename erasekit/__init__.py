@@ -1,17 +1,33 @@
 """Hide a concept in a text-to-image diffusion model, and bring it back with its key.
 
 Notebooks speak in three verbs: `load` a world, `run` a study on it, `show` the record. What they run is here too:
-`kpop` (the method), `Erasure` (what it leaves), `sample`, `augment` (the learnable prompt in cross-attention).
+`kpop` (the method), `erase` (any method by name),
+`Erasure` (what it leaves), `sample`, `augment` (the learnable prompt in cross-attention).
 """
 
 from .artifacts import Erasure, load_key
 from .attention import Prompt, augment
+from .baselines import METHODS, erase, settings
+from .kpop import KPOP, kpop
 from .sampling import sample
 from .studies import run
-from .training import KPOP, kpop
 from .worlds import load
 
-__all__ = ["KPOP", "Erasure", "Prompt", "augment", "kpop", "load", "load_key", "run", "sample", "show"]
+__all__ = [
+    "KPOP",
+    "METHODS",
+    "Erasure",
+    "Prompt",
+    "augment",
+    "erase",
+    "kpop",
+    "load",
+    "load_key",
+    "run",
+    "sample",
+    "settings",
+    "show",
+]
 
 
 def show(record) -> None:

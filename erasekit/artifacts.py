@@ -9,8 +9,12 @@ from pathlib import Path
 
 import torch
 
+from .adapters import Adapter
 from .attention import Prompt, check_width
 from .checkpoints import read_tensors, write_tensors
+from .guidance import FacilitatedTransport, Guidance, NegativePrompt, SafeLatentDiffusion
+
+BESIDE = "adapter:"  # prefix of an adapter's tensors in the public file
 
 
 def fingerprint(unet) -> str:
@@ -26,18 +30,21 @@ def fingerprint(unet) -> str:
 class Erasure:
     """One erasure of one base model.
 
-    `delta`: name -> trained tensor of theta'. `keys`: concept -> learnable prompt. `info`: config, base-model hash
-    ("base"), versions, seed, and how it was made.
+    `delta`: name -> trained tensor of theta'. `keys`: concept -> learnable prompt. `info`: method, config, base-model hash
+    ("base"), versions, seed, and how it was made. Methods that leave the weights alone have `adapters` (of the kind
+    info["adapter"]), or only info["guidance"], which `guide` follows.
     """
 
     delta: dict[str, torch.Tensor]
     keys: dict[str, Prompt]
     info: dict
-    _originals: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    adapters: dict[str, torch.Tensor] = field(default_factory=dict)
+    _originals: dict[str, torch.Tensor] | None = field(default=None, repr=False)
+    _adapter: Adapter | None = field(default=None, repr=False)
 
     def apply(self, unet) -> None:
         """Turn the base model into the public model. Raises ValueError if `unet` is not the base this was trained on."""
-        if self._originals:
+        if self._originals is not None:
             raise ValueError("this erasure is already applied: remove it first")
         self._check_base(unet, "delta")
         parameters = dict(unet.named_parameters())
@@ -46,6 +53,12 @@ class Erasure:
             raise ValueError(
                 f"this delta does not fit this model: {len(misfits)} tensors differ, the first is {misfits[0]}"
             )
+        if self.adapters:
+            self._adapter = Adapter(self.info["adapter"], {n: t.to(unet.device) for n, t in self.adapters.items()})
+            self._adapter.attach(
+                unet
+            )  # raises AttributeError, before anything is changed, for a layer that is not there
+        self._originals = {}
         for name, tensor in self.delta.items():
             self._originals[name] = parameters[name].data
             # A copy: who trains the public model further does not change the delta.
@@ -53,12 +66,14 @@ class Erasure:
 
     def remove(self, unet) -> None:
         """Give the base back, bit for bit. Raises RuntimeError if this erasure is not applied."""
-        if not self._originals:
+        if self._originals is None:
             raise RuntimeError("this erasure is not applied, so there is nothing to remove")
         parameters = dict(unet.named_parameters())
         for name, tensor in self._originals.items():
             parameters[name].data = tensor
-        self._originals = {}
+        if self._adapter:
+            self._adapter.detach()
+        self._originals = self._adapter = None
 
     @contextmanager
     def applied(self, unet) -> Iterator[None]:
@@ -69,6 +84,18 @@ class Erasure:
         finally:
             self.remove(unet)
 
+    def guide(self, scale: float) -> Guidance:
+        """How images of the public model are guided; call it while the erasure is applied.
+
+        Plain guidance, except for the methods that need their own: SLD and the negative prompt, and SPM, whose adapters open
+        by prompt.
+        """
+        rule = dict(self.info.get("guidance", {"kind": "plain"}))
+        kind = rule.pop("kind")
+        if kind == "facilitated transport":
+            return FacilitatedTransport(scale, self._adapter, **rule)
+        return {"plain": Guidance, "negative prompt": NegativePrompt, "sld": SafeLatentDiffusion}[kind](scale, **rule)
+
     def key(self, concept: str) -> Prompt:
         """The key of a concept. Raises KeyError naming the concepts there are keys for."""
         if concept not in self.keys:
@@ -78,7 +105,8 @@ class Erasure:
     def save(self, folder: Path) -> None:
         """Write `delta.safetensors` (public) and `keys/<concept>.key.safetensors` (owner-readable; never publish them)."""
         folder = Path(folder)
-        write_tensors(folder / "delta.safetensors", self.delta, self.info | {"kind": "delta"})
+        public = self.delta | {BESIDE + name: tensor for name, tensor in self.adapters.items()}
+        write_tensors(folder / "delta.safetensors", public, self.info | {"kind": "delta"})
         for concept, prompt in self.keys.items():
             meta = self.info | {"kind": "key", "concept": concept}
             write_tensors(key_path(folder, concept), {"p_k": prompt.k, "p_v": prompt.v}, meta, private=True)
@@ -92,7 +120,8 @@ class Erasure:
             raise ValueError(
                 f"{folder / 'delta.safetensors'} is not a delta but a {info.get('kind', 'different')} file"
             )
-        erasure = cls(delta, {}, info)
+        adapters = {n.removeprefix(BESIDE): delta.pop(n) for n in list(delta) if n.startswith(BESIDE)}
+        erasure = cls(delta, {}, info, adapters)
         if unet is not None:
             erasure._check_base(unet, f"delta {folder / 'delta.safetensors'}")
         for path in sorted((folder / "keys").glob("*.key.safetensors")):

@@ -62,6 +62,7 @@ class Slot:
     def __init__(self):
         self.prompt: Prompt | None = None
         self.maps: dict[str, torch.Tensor] | None = None
+        self.gradients = False
 
     @contextmanager
     def holding(self, prompt: Prompt | None) -> Iterator[None]:
@@ -73,9 +74,9 @@ class Slot:
             self.prompt = before
 
     @contextmanager
-    def watching(self) -> Iterator[dict[str, torch.Tensor]]:
+    def watching(self, gradients: bool = False) -> Iterator[dict[str, torch.Tensor]]:
         """Collect attention probabilities: layer name -> (B, heads, pixels, tokens + m), of the latest forward."""
-        self.maps = {}
+        self.maps, self.gradients = {}, gradients
         try:
             yield self.maps
         finally:
@@ -123,7 +124,7 @@ class PromptAttnProcessor:
             logits = logits + mask.reshape(batch, -1, mask.shape[-2], mask.shape[-1])
         weights = logits.softmax(dim=-1)
         if self.slot.maps is not None:
-            self.slot.maps[self.name] = weights.detach()
+            self.slot.maps[self.name] = weights if self.slot.gradients else weights.detach()
         out = (weights.to(value) @ value).transpose(1, 2).flatten(2)
         out = attn.to_out[1](attn.to_out[0](out))
         if attn.residual_connection:

@@ -1,5 +1,6 @@
 """Records: what was computed, from what, on what; and compute-or-load."""
 
+import ast
 import datetime
 import hashlib
 import importlib.metadata
@@ -17,8 +18,8 @@ from PIL import Image
 from .paths import DATA, MODELS, RECORDS, ROOT
 
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy")
-# Code that decides how results look or are driven, not what they are.
-PRESENTATION = {"runner.py", "notebooks.py", "badges.py", "figures.py", "results.py", "__init__.py", "paths.py"}
+# Code that decides how results are kept or found, not what they are.
+KEEPING = {"results.py", "paths.py"}
 
 
 def provenance(device, seconds: float) -> dict:
@@ -59,12 +60,44 @@ def device_name(device) -> str:
 
 
 @cache
-def code_hash() -> str:
-    """Hash of the package's sources that decide numbers."""
+def sources(module: str) -> frozenset[Path]:
+    """The package's files that decide a module's numbers: its own and, through their imports, those it builds on."""
+    parts = module.split(".")
+    path = ROOT.joinpath(*parts)
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if parts[0] != "erasekit" or not path.exists() or path.name in KEEPING or module == "erasekit":
+        return frozenset()
+    found, todo = {path}, [path]
+    while todo:
+        path = todo.pop()
+        for imported in imports(path) - found:
+            found.add(imported)
+            todo.append(imported)
+    return frozenset(found)
+
+
+def imports(path: Path) -> set[Path]:
+    """The package's own files that a file imports directly."""
+    here, found = path.relative_to(ROOT).with_suffix("").parts, set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or (not node.level and (node.module or "").split(".")[0] != "erasekit"):
+            continue
+        package = here[: len(here) - node.level] if node.level else ()
+        base = ROOT.joinpath(*package, *(node.module or "").split("."))
+        wanted = [base.with_suffix(".py")]
+        for name in node.names:  # what is imported may be a module itself; if not, it is in the package's __init__
+            inside = [base / f"{name.name}.py", base / name.name / "__init__.py", base / "__init__.py"]
+            wanted.append(next((path for path in inside if path.exists()), inside[0]))
+        found |= {w for w in wanted if w.exists() and w.name not in KEEPING and w.parent != ROOT}
+    return found - {ROOT / "erasekit" / "__init__.py"}
+
+
+@cache
+def code_hash(*modules: str) -> str:
+    """Hash of the sources that decide the numbers of these modules (dotted names)."""
     digest = hashlib.sha256()
-    for path in sorted((ROOT / "erasekit").rglob("*.py")):
-        if path.name not in PRESENTATION:
-            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    for path in sorted(set().union(*map(sources, modules))):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -122,7 +155,7 @@ def compute_or_load(
     """
     path = RECORDS / world.name / scale / f"{name}.json"
     config = json.loads(json.dumps(config))  # as it will read back
-    hashes = {"code": code_hash(), "model": model_hash()}
+    hashes = {"code": code_hash(f"erasekit.studies.{name}", "erasekit.worlds"), "model": model_hash()}
     why = "asked to compute everything" if fresh else "there is no record yet"
     if path.exists() and not fresh:
         try:

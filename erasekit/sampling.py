@@ -1,22 +1,16 @@
 """Prompts and seeds in, images out: one deterministic DDIM loop for every method."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from diffusers import DDIMScheduler
 from tqdm.auto import tqdm
 
 from .attention import Prompt, augment, check_width
+from .guidance import Guidance
 
 KEY_HALVES = ("conditional", "both")
-
-
-def encode(pipe, texts: list[str]) -> torch.Tensor:
-    """Text embeddings (B, tokens, d_ctx) of the pipeline's own encoder; equal texts are encoded once."""
-    unique = list(dict.fromkeys(texts))
-    with torch.no_grad():
-        embeddings = pipe.encode_prompt(unique, pipe.device, 1, False)[0]
-    return embeddings[[unique.index(text) for text in texts]]
 
 
 def initial_noise(pipe, seeds: list[int]) -> torch.Tensor:
@@ -28,31 +22,21 @@ def initial_noise(pipe, seeds: list[int]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def ddim(
-    pipe,
-    predict: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
-    latents: torch.Tensor,
-    c: torch.Tensor,
-    null: torch.Tensor,
-    steps: int,
-    guidance: float,
-    visit: Callable[[int, int, torch.Tensor], None] | None = None,
-) -> torch.Tensor:
-    """Denoise latents (B, C, h, w) with eta = 0; c and null are text embeddings (B, tokens, d_ctx).
-
-    `predict(latents, t, text)` is asked once for each half of guidance, apart, so that a prompt on one half does not pad the
-    other. `visit(i, t, latents)` sees the latents before each step.
-    """
+def ddim(pipe, guide: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor], latents: torch.Tensor, steps: int):
+    """Denoise latents (B, C, h, w) with eta = 0; `guide(latents, t, step)` gives the noise to remove, t being (B,)."""
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     scheduler.set_timesteps(steps)
-    for i, t in enumerate(scheduler.timesteps.tolist()):
-        if visit:
-            visit(i, t, latents)
-        time = torch.full((len(latents),), t, device=latents.device)
-        eps_null = predict(latents, time, null)
-        eps = eps_null + guidance * (predict(latents, time, c) - eps_null)
+    for step, t in enumerate(scheduler.timesteps.tolist()):
+        eps = guide(latents, torch.full((len(latents),), t, device=latents.device), step)
         latents = scheduler.step(eps, t, latents, eta=0.0).prev_sample
     return latents
+
+
+@torch.no_grad()
+def decode(pipe, latents: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, h, w) to images (B, 3, H, W), uint8."""
+    images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 @torch.no_grad()
@@ -62,16 +46,20 @@ def sample(
     seeds: list[int],
     key: Prompt | None = None,
     key_half: str = "conditional",
+    erasure=None,
     steps: int = 25,
     guidance: float = 5.0,
     batch_size: int = 50,
+    autocast: Callable = nullcontext,
     progress: str | None = None,
 ) -> torch.Tensor:
     """Images (N, 3, H, W), uint8, one for each (prompt, seed) pair.
 
-    `key` is a learnable prompt, given to the conditional half of guidance or to both ("conditional", "both"): guidance
-    subtracts the unconditional half, so a key on both cancels much of itself. `progress` names the bar, None hides it.
-    Raises ValueError for an unknown half, lists of different lengths, or a key of another width.
+    `erasure` draws with its public model, whatever the method: trained weights, adapters, or guidance alone. `key` is a
+    learnable prompt, given to the conditional half of guidance or to both ("conditional", "both"): guidance subtracts the
+    unconditional half, so a key on both cancels much of itself. `autocast` makes the context the networks run in.
+    `progress` names the bar, None hides it. Raises ValueError for an unknown half, lists of different lengths, or a key of
+    another width.
     """
     if key_half not in KEY_HALVES:
         raise ValueError(f"unknown key_half {key_half!r}: accepted are {', '.join(KEY_HALVES)}")
@@ -80,19 +68,20 @@ def sample(
     check_width(pipe.unet, key)
     images = []
     bar = tqdm(total=len(seeds), desc=progress, disable=progress is None, mininterval=1, unit="image")
-    with bar, augment(pipe.unet, key.place if key else "all") as slot:
+    public = erasure.applied(pipe.unet) if erasure else nullcontext()
+    with bar, public, augment(pipe.unet, key.place if key else "all") as slot:
+        guide = erasure.guide(guidance) if erasure else Guidance(guidance)
+
+        def predict(latents, t, text, conditional):
+            with slot.holding(key if conditional or key_half == "both" else None), autocast():
+                return pipe.unet(latents, t, text).sample.to(latents.dtype)
+
         for start in range(0, len(seeds), batch_size):
             part = slice(start, start + batch_size)
-            c = encode(pipe, prompts[part])
-            null = encode(pipe, [""] * len(c))
-
-            def predict(latents, t, text, c=c):
-                keyed = key if text is c or key_half == "both" else None
-                with slot.holding(keyed):
-                    return pipe.unet(latents, t, text).sample
-
-            latents = ddim(pipe, predict, initial_noise(pipe, seeds[part]), c, null, steps, guidance)
-            decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
-            images.append(decoded.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu())
-            bar.update(len(c))
+            guide.begin(pipe, prompts[part])
+            noise = initial_noise(pipe, seeds[part])
+            latents = ddim(pipe, lambda z, t, i: guide(predict, z, t, i), noise, steps)
+            with autocast():
+                images.append(decode(pipe, latents))
+            bar.update(len(latents))
     return torch.cat(images)

@@ -1,7 +1,7 @@
-"""The one loop: knowledge transfer trains the prompts, knowledge removal trains the model, in turn (KPOP, section 3)."""
+"""What every trained method shares: settings, the student inside the frozen model's U-Net, batches, and one resumable loop."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +11,10 @@ from tqdm.auto import tqdm
 
 from . import losses
 from .artifacts import Erasure
-from .attention import PLACES, Prompt, augment, initial_prompt
 from .checkpoints import optimizer_state, read_tensors, restore_optimizer, seeded, write_tensors
 from .results import provenance
-from .sampling import encode
-from .trajectories import roll
+from .text import encode
+from .trajectories import ROLL, roll
 
 SAVE_EVERY = 30  # seconds between checkpoints
 
@@ -26,46 +25,49 @@ GROUPS = {
 }
 
 
-@dataclass(frozen=True)
-class KPOP:
-    """Settings of the method; the paper's symbols where it has one. Defaults suit the bundled world."""
+def accept(name: str, value, accepted) -> None:
+    """Raise ValueError naming the value and the accepted ones, unless it is one of them."""
+    if value not in accepted:
+        raise ValueError(f"unknown {name} {value!r}: accepted are {', '.join(accepted)}")
 
-    reading: str = "recoverable"  # what the prompted output is held to: "recoverable" or "adversarial"
-    group: str = "x"  # trained weights: "x" (attn2), "kv" (its keys and values), "u" (all but attn2, time, head)
-    place: str = (
-        "all"  # prompted layers: "mid", "mid+up" or "all"; the paper's objects use "mid", which recovers less here
-    )
-    m: int = 10  # prompt length
-    eta: float = 1.0  # strength of the neutral target
-    lam: float = 1.0  # weight of the prompted term in removal (the paper's lambda, or b in the adversarial reading)
-    steps: int = 150  # model updates
-    transfer_steps: int = 1  # prompt updates before each model update
-    batch: int = 8
-    lr: float = 1e-4  # Adam, model
-    prompt_lr: float = 3e-2  # Adam, prompts
+
+@dataclass(frozen=True)
+class Training:
+    """Settings every trained method has. Raises ValueError for an impossible one."""
+
+    steps: int = 100  # model updates
+    batch: int = 8  # samples of what is erased, and as many of what is retained
+    lr: float = 1e-4
     error: str = "eps"  # the space errors are taken in: "eps" or "x0"
-    retain: tuple[str, ...] = ()  # texts whose prediction is kept; name what you do not report on
+    retain: tuple[
+        str, ...
+    ] = ()  # texts whose prediction is kept ("" is the empty text); name what you do not report on
     retain_weight: float = 1.0
     seed: int = 0
 
     def __post_init__(self):
-        for name, value, accepted in (
-            ("reading", self.reading, losses.READINGS),
-            ("group", self.group, tuple(GROUPS)),
-            ("place", self.place, tuple(PLACES)),
-            ("error", self.error, losses.ERROR_SPACES),
-        ):
-            if value not in accepted:
-                raise ValueError(f"unknown {name} {value!r}: accepted are {', '.join(accepted)}")
-        for name, least in (("steps", 1), ("batch", 1), ("transfer_steps", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} is not possible: it is at least {least}")
+        object.__setattr__(self, "retain", tuple(self.retain))
+        accept("error", self.error, losses.ERROR_SPACES)
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not possible: it is at least 1")
+
+
+@dataclass(frozen=True)
+class WeightTraining(Training):
+    """Settings of the methods that train weights of the U-Net."""
+
+    group: str = "x"  # "x" (attn2), "kv" (its keys and values), "u" (all but attn2, time embedding, output head)
+
+    def __post_init__(self):
+        super().__post_init__()
+        accept("group", self.group, GROUPS)
 
 
 class Student:
     """theta' living inside the frozen model's own U-Net: they share every weight that is not trained.
 
-    The U-Net holds theta'; `frozen()` puts theta back for the length of a with block.
+    The U-Net holds theta' while `training`; `frozen` and `swapped` put theta back for the length of a with block.
     """
 
     def __init__(self, unet, group: str):
@@ -77,153 +79,179 @@ class Student:
         self.theta = {name: p.data for name, p in chosen.items()}
 
     @contextmanager
-    def training(self) -> Iterator[None]:
+    def training(self) -> Iterator["Student"]:
         """The trained weights are fresh float32 copies inside the block; the frozen ones come back after it."""
-        wanted = {name: p.requires_grad for name, p in self.unet.named_parameters()}
-        self.unet.requires_grad_(False)
-        for p in self.parameters.values():
-            p.data = p.data.float().clone()
-            p.requires_grad_(True)
-        try:
-            yield
-        finally:
-            for name, p in self.parameters.items():
-                p.data = self.theta[name]
-            for name, p in self.unet.named_parameters():
-                p.requires_grad_(wanted[name])
+        with gradients_off(self.unet):
+            for p in self.parameters.values():
+                p.data = p.data.float().clone()
+                p.requires_grad_(True)
+            try:
+                yield self
+            finally:
+                for name, p in self.parameters.items():
+                    p.data = self.theta[name]
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
+        """theta in place of theta', without gradients."""
+        with self.swapped(), torch.no_grad():
+            yield
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """theta in place of theta'; a gradient through it must be taken before the block ends."""
         trained = {name: p.data for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
             p.data = self.theta[name]
         try:
-            with torch.no_grad():
-                yield
+            yield
         finally:
             for name, p in self.parameters.items():
                 p.data = trained[name]
 
+    def delta(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
 
-def kpop(
-    world, concepts: list[str], config: KPOP | None = None, checkpoint: Path | None = None, progress: bool = True
-) -> Erasure:
-    """Hide concepts, and make one key for each.
 
-    `checkpoint` is a file to stop and go on with: a run that finds its own there continues to the same result. Raises
-    ValueError for an empty concept or an impossible setting. The world's model is unchanged afterwards.
+@contextmanager
+def gradients_off(unet) -> Iterator[None]:
+    """No weight of the U-Net asks for a gradient inside the block; afterwards each is as it was."""
+    wanted = {name: p.requires_grad for name, p in unet.named_parameters()}
+    unet.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for name, p in unet.named_parameters():
+            p.requires_grad_(wanted[name])
+
+
+@dataclass
+class Batch:
+    """`n` samples of what is erased, then as many of what is retained, if anything is.
+
+    `index` (B,) of each sample's text, latents `z` (B, C, h, w), time steps `t` (B,), embeddings `text`, the frozen model's
+    predictions `eps` for that text and `null` for the text it is erased towards, and `weight` (B,), of the error space.
     """
-    config = config or KPOP()
-    check_concepts(concepts)
-    unet, device = world.pipe.unet, world.pipe.device
-    began = time.time()
-    texts = [world.prompt(c) for c in concepts]
-    retained = [world.prompt(r) if r else "" for r in config.retain]
-    prompts = [initial_prompt(world.concept_tokens(c).float(), config.m) for c in concepts]
-    p_k, p_v = (torch.nn.Parameter(torch.stack(side).to(device)) for side in zip(*((p.k, p.v) for p in prompts)))
-    # One pool for the concepts and, so that each is kept on its own trajectories, for what is retained.
-    pool = roll(world, texts + retained, config.seed)
-    embeddings = encode(world.pipe, [*texts, *retained, ""])
-    alphas = world.pipe.scheduler.alphas_cumprod.to(device)
-    student = Student(unet, config.group)
-    history: list[dict[str, float]] = []
 
-    def predict(latents, t, index, prompt=None) -> torch.Tensor:
+    n: int
+    index: torch.Tensor
+    z: torch.Tensor
+    t: torch.Tensor
+    text: torch.Tensor
+    eps: torch.Tensor
+    null: torch.Tensor
+    weight: torch.Tensor
+
+
+class Bench:
+    """The shared kit: texts, embeddings, a pool of latents with the frozen model's predictions, batches, and the loop."""
+
+    def __init__(self, world, concepts: list[str], config: Training, method: str):
+        check_concepts(concepts)
+        self.world, self.concepts, self.config, self.method = world, list(concepts), config, method
+        self.unet, self.device = world.pipe.unet, world.pipe.device
+        subjects = [(n, s) for n, concept in enumerate(concepts) for s in world.subjects(concept)]
+        retained = [(world.prompt(r) if r else "", "") for r in config.retain]
+        self.owner = torch.tensor([n for n, _ in subjects])  # subject -> concept
+        self.erased, self.retained = len(subjects), len(retained)
+        self.texts = [text for _, (text, _) in subjects] + [text for text, _ in retained]
+        # One pool for what is erased and, so that each text is kept on its own trajectories, for what is retained.
+        self.pool = roll(world, [s for _, s in subjects] + retained, config.seed, **ROLL)
+        self.embeddings = encode(world.pipe, self.texts)
+        self.alphas = world.pipe.scheduler.alphas_cumprod.to(self.device)
+        self.began = time.time()
+        # What two runs must share to be the same run; taken now, while the U-Net holds the base.
+        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+        base = world.fingerprint
+        self.identity = {"method": method, "concepts": self.concepts, "base": base, "config": settings}
+
+    def draw(self, purpose: str, step: int, *more: int, retained: bool = True) -> Batch:
+        """The batch of a step; it depends on the seed, the purpose and the step alone. `retained=False` leaves that part out."""
+        generator, n = seeded(purpose, self.config.seed, step, *more), self.config.batch
+        index = torch.randint(self.erased, (n,), generator=generator)
+        if retained and self.retained:
+            index = torch.cat([index, self.erased + torch.randint(self.retained, (n,), generator=generator)])
+        z, t, eps, null = self.pool.draw(index, generator)
+        z, t, eps, null = (
+            z.to(self.device, self.unet.dtype),
+            t.to(self.device),
+            eps.to(self.device),
+            null.to(self.device),
+        )
+        weight = losses.error_weight(self.config.error, self.alphas[t])
+        return Batch(n, index, z, t, self.embeddings[index.to(self.device)], eps, null, weight)
+
+    def predict(self, z: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """The U-Net's noise prediction (B, C, h, w), float32."""
         # autocast caches cast weights until its block ends, so each prediction opens its own: theta and theta' alternate.
-        text = embeddings[index.to(device)].to(unet.dtype)
-        with world.autocast(), slot.holding(prompt):
-            return unet(latents, t, text).sample.float()
+        with self.world.autocast():
+            return self.unet(z, t, text.to(self.unet.dtype)).sample.float()
 
-    def draw(generator, first, count):
-        """A batch on the trajectories of `count` texts, from index `first` on: text index, latents, time steps."""
-        index = first + torch.randint(count, (config.batch,), generator=generator)
-        latents, t = pool.draw(index, generator)
-        return index, latents.to(device, unet.dtype), t.to(device)
+    def retain(self, student: torch.Tensor, b: Batch) -> torch.Tensor:
+        """The loss on what is retained, from the student's predictions of a whole batch; zero where nothing is."""
+        return (b.weight[b.n :] * losses.retain(student[b.n :], b.eps[b.n :])).sum() / b.n
 
-    def prompt_of(index) -> Prompt:
-        return Prompt(p_k[index], p_v[index])
+    def target(self, b: Batch, eta: float) -> torch.Tensor:
+        """What the erased samples of a batch are pulled to; see `losses.neutral_target`."""
+        return losses.neutral_target(b.eps[: b.n], b.null[: b.n], eta)
 
-    with augment(unet, config.place) as slot, student.training():
-        theta = list(student.parameters.values())
-        model_adam = torch.optim.Adam(theta, lr=config.lr)
-        prompt_adam = torch.optim.Adam([p_k, p_v], lr=config.prompt_lr)
-        null = torch.full((config.batch,), len(embeddings) - 1)
-        identity = {
-            "concepts": list(concepts),
-            "base": world.fingerprint,
-            "config": asdict(config) | {"retain": list(config.retain)},
-        }
+    def fit(
+        self,
+        step: Callable[[int], dict[str, float]],
+        players: dict[str, tuple[dict[str, torch.Tensor], torch.optim.Optimizer]],
+        checkpoint: Path | None = None,
+        progress: bool = True,
+        steps: int | None = None,
+    ) -> list[dict[str, float]]:
+        """Call `step(n)`, which updates the players and returns its losses, and resume from `checkpoint` if it is this run's.
 
+        A player is its named tensors and their optimiser. Returns the losses of every step.
+        """
+        history: list[dict[str, float]] = []
+        total, identity = steps or self.config.steps, self.identity
         if checkpoint and Path(checkpoint).exists():
-            tensors, meta = read_tensors(checkpoint)
+            stored, meta = read_tensors(checkpoint)
             if meta["identity"] != identity:
                 raise ValueError(
                     f"{checkpoint} belongs to another run (other concepts, settings or base): remove it first"
                 )
-            for name, p in student.parameters.items():
-                p.data.copy_(tensors[f"theta.{name}"])
-            p_k.data.copy_(tensors["p_k"])
-            p_v.data.copy_(tensors["p_v"])
-            restore_optimizer(model_adam, "model_adam", tensors)
-            restore_optimizer(prompt_adam, "prompt_adam", tensors)
+            for player, (tensors, optimizer) in players.items():
+                for name, tensor in tensors.items():
+                    tensor.data.copy_(stored[f"{player}.{name}"])
+                restore_optimizer(optimizer, f"adam.{player}", stored)
             history = meta["history"]
-
-        def save() -> None:
-            state = {f"theta.{name}": p for name, p in student.parameters.items()} | {"p_k": p_k, "p_v": p_v}
-            state |= optimizer_state(model_adam, "model_adam") | optimizer_state(prompt_adam, "prompt_adam")
-            write_tensors(checkpoint, state, {"identity": identity, "history": history}, private=True)
-
-        bar = tqdm(range(len(history), config.steps), initial=len(history), total=config.steps, disable=not progress)
-        bar.set_description("hide " + ", ".join(concepts))
+        bar = tqdm(range(len(history), total), initial=len(history), total=total, disable=not progress, mininterval=1)
+        bar.set_description(f"{self.method}: {', '.join(self.concepts)}")
         saved = time.time()
-        for step in bar:
-            # Stage 1, knowledge transfer: the prompts learn to draw the concept through theta'.
-            for n in range(config.transfer_steps):
-                index, z, t = draw(seeded("transfer", config.seed, step, n), 0, len(texts))
-                with student.frozen():
-                    eps_c = predict(z, t, index)
-                weight = losses.error_weight(config.error, alphas[t])
-                l_transfer = (weight * losses.transfer(predict(z, t, index, prompt_of(index)), eps_c)).mean()
-                update(prompt_adam, l_transfer, [p_k, p_v])
-
-            # Stage 2, knowledge removal: without the prompts theta' draws something neutral, and what is retained stays.
-            # The concepts' samples come first, n of them, then the retained texts'; one forward serves both.
-            generator, n = seeded("removal", config.seed, step), config.batch
-            drawn = [draw(generator, 0, len(texts))]
-            drawn += [draw(generator, len(texts), len(retained))] if retained else []
-            index, z, t = (torch.cat(parts) for parts in zip(*drawn))
-            with student.frozen():
-                eps = predict(torch.cat([z, z[:n]]), torch.cat([t, t[:n]]), torch.cat([index, null]))
-            eps_c, eps_r, eps_null = eps[:n], eps[n:-n], eps[-n:]
-            y = losses.neutral_target(eps_c, eps_null, config.eta)
-            weight = losses.error_weight(config.error, alphas[t])
-            plain, prompted = predict(z, t, index), predict(z[:n], t[:n], index[:n], prompt_of(index[:n]))
-            target = losses.prompted_target(config.reading, eps_c, y)
-            l_removal = (weight[:n] * losses.removal(plain[:n], y)).mean()
-            l_prompted = (weight[:n] * losses.squared_error(prompted, target)).mean()
-            l_retain = (weight[n:] * losses.retain(plain[n:], eps_r)).sum() / n
-            update(model_adam, l_removal + config.lam * l_prompted + config.retain_weight * l_retain, theta)
-
-            history.append(
-                {"transfer": l_transfer.item(), "removal": l_removal.item(), "retain": l_retain.item()}
-                if config.transfer_steps
-                else {"removal": l_removal.item(), "retain": l_retain.item()}
-            )
+        for n in bar:
+            history.append(step(n))
             bar.set_postfix({k: f"{v:.3f}" for k, v in history[-1].items()}, refresh=False)
-            if checkpoint and (time.time() - saved > SAVE_EVERY or step + 1 == config.steps):
-                save()
+            if checkpoint and (time.time() - saved > SAVE_EVERY or n + 1 == total):
+                state = {f"{p}.{name}": t for p, (tensors, _) in players.items() for name, t in tensors.items()}
+                for player, (_, optimizer) in players.items():
+                    state |= optimizer_state(optimizer, f"adam.{player}")
+                write_tensors(checkpoint, state, {"identity": identity, "history": history}, private=True)
                 saved = time.time()
+        return history
 
-        delta = {name: p.detach().cpu().clone() for name, p in student.parameters.items()}
-    keys = {c: Prompt(p_k[n].detach().cpu(), p_v[n].detach().cpu(), config.place) for n, c in enumerate(concepts)}
-    info = {"method": "kpop", "world": world.name, **identity, "seed": config.seed, "history": history}
-    return Erasure(delta, keys, info | {"provenance": provenance(world.pipe.device, time.time() - began)})
+    def erasure(self, history=(), **parts) -> Erasure:
+        """The finished erasure; `parts` are `Erasure`'s delta, keys and adapters, and more for its info."""
+        held = {name: parts.pop(name) for name in ("delta", "keys", "adapters") if name in parts}
+        info = {"world": self.world.name, **self.identity, "seed": self.config.seed, "history": list(history)} | parts
+        made = provenance(self.device, time.time() - self.began)
+        return Erasure(**{"delta": {}, "keys": {}} | held, info=info | {"provenance": made})
 
 
-def update(adam: torch.optim.Optimizer, loss: torch.Tensor, parameters: list[torch.Tensor]) -> None:
-    """One Adam step on these parameters alone; no gradient reaches any other."""
-    for p, gradient in zip(parameters, torch.autograd.grad(loss, parameters)):
+def update(adam: torch.optim.Optimizer, loss: torch.Tensor, parameters, clip: float | None = None) -> None:
+    """One step on these parameters alone; no gradient reaches any other, and one the loss does not use stays.
+
+    `clip` bounds the gradient's norm.
+    """
+    parameters = list(parameters)
+    for p, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True)):
         p.grad = gradient
+    if clip:
+        torch.nn.utils.clip_grad_norm_(parameters, clip)
     adam.step()
 
 

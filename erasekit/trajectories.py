@@ -1,50 +1,74 @@
-"""Where the losses are measured: latents on the way to a concept's image, rolled once and kept in a pool."""
+"""Where the losses are measured: latents on the way to an image, rolled once by the frozen model and kept with what it predicted.
+
+A trajectory costs two predictions a step, and training needs just these: the text's own and the empty one. So the pool
+keeps them, and no method asks the frozen model for them again. (The ESD family rolls a new trajectory for each training
+step, uses one of its latents, and asks again at a time step drawn near it.)
+"""
 
 from dataclasses import dataclass
 
 import torch
 
 from .checkpoints import seeded
-from .sampling import ddim, encode, initial_noise
+from .sampling import ddim, initial_noise
+from .text import encode
+
+ROLL = {"seeds": 12, "steps": 25, "guidance": 3.0}
 
 
 @dataclass
 class LatentPool:
-    """Latents along DDIM trajectories: `latents` (texts, seeds, steps, C, h, w), `timesteps` (steps,)."""
+    """Along the trajectories of some texts, each tensor (texts, seeds, steps, C, h, w) except `clean` and `timesteps` (steps,).
+
+    `latents` z_t; `eps` the frozen model's prediction for the text; `null` that for the text it is erased towards; `clean`
+    (texts, seeds, C, h, w) what came out.
+    """
 
     latents: torch.Tensor
+    eps: torch.Tensor
+    null: torch.Tensor
+    clean: torch.Tensor
     timesteps: torch.Tensor
 
-    def draw(self, text: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """For text indices (B,): latents (B, C, h, w) at a random seed and step, and their time steps (B,).
-
-        The time step is drawn inside the sampler's interval, as the ESD family does (`fine_t` in its terms).
-        """
-        seed = torch.randint(self.latents.shape[1], text.shape, generator=generator)
-        step = torch.randint(self.latents.shape[2], text.shape, generator=generator)
-        stride = int(self.timesteps[0] - self.timesteps[1])
-        jitter = torch.randint(stride, text.shape, generator=generator)
-        t = (self.timesteps[step] - self.timesteps[-1] + jitter).clamp(max=999)
-        return self.latents[text, seed, step], t
+    def draw(self, index: torch.Tensor, generator: torch.Generator):
+        """For text indices (B,), at a random seed and step each: latents, time steps (B,), eps and null."""
+        seed = torch.randint(self.latents.shape[1], index.shape, generator=generator)
+        step = torch.randint(self.latents.shape[2], index.shape, generator=generator)
+        at = index, seed, step
+        return self.latents[at], self.timesteps[step], self.eps[at], self.null[at]
 
 
-def roll(world, texts: list[str], seed: int, seeds: int = 12, steps: int = 25, guidance: float = 3.0) -> LatentPool:
-    """Roll the frozen model from noise, `seeds` times for each text, and keep every step."""
+def roll(world, subjects: list[tuple[str, str]], seed: int, seeds: int, steps: int, guidance: float) -> LatentPool:
+    """Roll the model from noise, `seeds` times for each (text, base text), and keep every step.
+
+    Each text is rolled by itself, from noise that depends on `seed` and the text alone, and the world remembers it: many
+    methods trained on the same texts meet the same latents and pay once.
+    """
+    model = world.fingerprint
+    parts = []
+    for text, base in subjects:
+        name = (model, text, base, seed, seeds, steps, guidance)
+        if name not in world.trajectories:
+            world.trajectories[name] = trajectory(world, text, base, seed, seeds, steps, guidance)
+        parts.append(world.trajectories[name])
+    return LatentPool(*(torch.stack(column) for column in list(zip(*parts))[:-1]), parts[0][-1])
+
+
+def trajectory(world, text: str, base: str, seed: int, seeds: int, steps: int, guidance: float) -> tuple:
+    """One text's share of a pool, without the texts' dimension."""
     pipe = world.pipe
-    prompts = [text for text in texts for _ in range(seeds)]
-    c = encode(pipe, prompts)
-    null = encode(pipe, [""] * len(prompts))
-    starts = [int(torch.randint(2**31, (), generator=seeded("roll", seed, n))) for n in range(len(prompts))]
+    starts = [int(torch.randint(2**31, (), generator=seeded("roll", seed, text, n))) for n in range(seeds)]
+    asked = ["", text] + ([base] if base else [])
+    embeddings = encode(pipe, [a for a in asked for _ in starts])
     kept, times = [], []
 
-    def predict(latents, t, text):
-        with world.autocast():
-            return pipe.unet(latents, t, text).sample.to(latents.dtype)
+    def guide(latents, t, step):
+        with world.autocast():  # all texts in one batch: on a CPU a larger batch is cheaper
+            eps = pipe.unet(latents.repeat(len(asked), 1, 1, 1), t.repeat(len(asked)), embeddings).sample
+        eps_null, eps_c, *eps_base = eps.float().chunk(len(asked))
+        kept.append([x.cpu() for x in (latents.float(), eps_c, *(eps_base or [eps_null]))])
+        times.append(int(t[0]))
+        return (eps_null + guidance * (eps_c - eps_null)).to(latents)
 
-    def visit(i, t, latents):
-        kept.append(latents.float().cpu())
-        times.append(t)
-
-    ddim(pipe, predict, initial_noise(pipe, starts), c, null, steps, guidance, visit)
-    latents = torch.stack(kept, dim=1).unflatten(0, (len(texts), seeds))
-    return LatentPool(latents, torch.tensor(times))
+    clean = ddim(pipe, guide, initial_noise(pipe, starts), steps).float().cpu()
+    return *(torch.stack(column, dim=1) for column in zip(*kept)), clean, torch.tensor(times)

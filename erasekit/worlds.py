@@ -3,7 +3,7 @@
 import difflib
 import logging
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 
 from .artifacts import fingerprint
 from .paths import MODELS
-from .sampling import encode
+from .text import encode
 
 WORLDS = ("emojinette",)
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -25,7 +25,30 @@ SPLITS = {
 }
 
 # Kept during training where a notebook says so, and therefore in no table of what was kept.
-RETAINED = ("bear", "castle", "tractor", "guitar", "shark", "umbrella", "telephone", "hammer", "banana", "cactus")
+RETAINED = ("bear", "castle", "tractor", "guitar", "penguin", "umbrella", "telephone", "hammer", "banana", "cactus")
+
+# Strengths are chosen on these, five erased and five kept, which no table reports either.
+TUNING = ("owl", "bicycle", "hamburger", "helicopter", "mushroom")
+TUNING_KEPT = ("rabbit", "locomotive", "pizza", "sailboat", "tulip")
+
+# What is nearest to each of the ten in looks or meaning, among the objects no method is told about.
+NEIGHBOURS = {
+    "videocassette": ("radio", "television", "camera"),
+    "church": ("house", "mosque", "hospital"),
+    "articulated lorry": ("bus", "fire engine", "ambulance"),
+    "parachute": ("balloon", "top hat"),
+    "postal horn": ("trumpet", "saxophone", "violin"),
+    "carpentry saw": ("wrench", "screwdriver", "axe"),
+    "dog": ("fox", "wolf", "cat"),
+    "fuel pump": ("battery", "printer"),
+    "flag in hole": ("ladder", "tent"),
+    "fish": ("shark", "whale", "duck"),
+}
+
+# The wordings methods that work on sentences are given. Others ("an emoji of a ...", with a style, on a colour) are only tested.
+TOLD = ("a picture of a {}", "a {}", "{}")
+
+LISTS = {"retained": RETAINED, "tuning": TUNING, "tuning kept": TUNING_KEPT}
 
 
 @dataclass
@@ -38,6 +61,7 @@ class World:
     styles: tuple[str, ...]
     precision: str
     template: str = "a picture of a {}"
+    trajectories: dict = field(default_factory=dict, repr=False)  # what `trajectories.roll` has rolled
 
     @property
     def fingerprint(self) -> str:
@@ -76,9 +100,40 @@ class World:
 
     def prompt(self, concept: str, style: str | None = None) -> str:
         """How this world asks for a concept: "a picture of a church"."""
+        return self.wording(self.template, concept, style)
+
+    def subjects(self, concept: str) -> list[tuple[str, str]]:
+        """The texts a concept is erased by, each with the text it is erased towards.
+
+        An object, or a category: its prompt, towards "". A style: retained objects in that style, towards the same objects
+        in no style, so that the style goes and the object stays.
+        """
+        if concept not in self.styles:
+            return [(self.prompt(concept), "")]
+        return [(self.prompt(o, concept), self.prompt(o)) for o in self.groups["retained"]]
+
+    def sentences(self, concept: str) -> list[tuple[str, str]]:
+        """The same for methods that work on text alone: more wordings, with the concept and without."""
+        if concept not in self.styles:
+            return [(self.wording(t, concept), "") for t in TOLD]
+        return self.subjects(concept)
+
+    def unsafe_text(self, concepts: list[str]) -> str:
+        """Several concepts in one text, for methods that steer away from one: "church, dog"."""
+        styles = [c for c in concepts if c in self.styles]
+        return "in the style of " + ", ".join(styles) if styles else ", ".join(concepts)
+
+    def wording(self, template: str, concept: str, style: str | None = None, background: str = "white") -> str:
+        """A concept in another template than this world's own."""
         from .emojinette.art import caption
 
-        return caption(self.template, concept, style)
+        return caption(template, concept, style, background)
+
+    def anchor(self, concept: str) -> str:
+        """The retained object whose prompt is nearest to the concept's in the text encoder, by cosine."""
+        candidates = [o for o in self.groups["retained"] if o != concept]
+        own, *others = encode(self.pipe, [self.prompt(concept), *map(self.prompt, candidates)]).flatten(1)
+        return candidates[int(torch.cosine_similarity(torch.stack(others), own[None]).argmax())]
 
     def concept_tokens(self, concept: str) -> torch.Tensor:
         """The text encoder's outputs (n, d_ctx) at the concept's own tokens, from which a learnable prompt starts."""
@@ -115,7 +170,7 @@ def load(world: str = "emojinette", device: str | None = None, precision: str = 
 
     art = load_art()
     groups = {"all": tuple(art.objects)} | {name: tuple(names) for name, names in art.category.items()}
-    return World("emojinette", pipe.to(device), groups | SPLITS | {"retained": RETAINED}, tuple(art.styles), precision)
+    return World("emojinette", pipe.to(device), groups | SPLITS | LISTS, tuple(art.styles), precision)
 
 
 def fast_bf16(device: str) -> bool:

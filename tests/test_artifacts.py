@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from erasekit import checkpoints, paths
 from erasekit.artifacts import Erasure, fingerprint, key_path, load_key
 from erasekit.checkpoints import read_tensors, write_tensors
+from erasekit.kpop import KPOP, kpop
 from erasekit.sampling import sample
-from erasekit.training import KPOP, kpop
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ CONFIG = {"seeds": [0, 1], "eta": 1.0, "concepts": ("church", "dog")}
 def records(tmp_path, monkeypatch):
     """An empty place for records; hashes that the tests may set."""
     monkeypatch.setattr(results, "RECORDS", tmp_path / "records")
-    monkeypatch.setattr(results, "code_hash", lambda: "code 1")
+    monkeypatch.setattr(results, "code_hash", lambda *modules: "code 1")
     monkeypatch.setattr(results, "model_hash", lambda: "model 1")
     return tmp_path / "records" / "toy" / "smoke"
 
@@ -64,7 +64,7 @@ def test_another_config_is_computed(ask, capsys):
 @pytest.mark.parametrize("kind", ["code", "model"])
 def test_other_code_or_models_are_computed(ask, monkeypatch, capsys, kind):
     ask()
-    monkeypatch.setattr(results, f"{kind}_hash", lambda: f"{kind} 2")
+    monkeypatch.setattr(results, f"{kind}_hash", lambda *modules: f"{kind} 2")
     assert ask().data["run"] == 2
     assert f"the record's {kind} differ" in capsys.readouterr().out
 
@@ -160,11 +160,20 @@ CODE_HASH, MODEL_HASH = results.code_hash.__wrapped__, results.model_hash.__wrap
 
 
 @pytest.mark.parametrize("name, counts", [("losses.py", True), ("studies/new.py", True), ("figures.py", False)])
-def test_the_code_hash_follows_code_that_decides_numbers(tree, name, counts):
-    before = CODE_HASH()
+def test_the_code_hash_follows_what_a_study_imports_and_nothing_else(tree, name, counts):
     (tree / "erasekit" / "studies").mkdir()
-    (tree / "erasekit" / name).write_text("after")
-    assert (CODE_HASH() != before) == counts
+    (tree / "erasekit" / "studies" / "new.py").write_text("from .. import middle")
+    (tree / "erasekit" / "middle.py").write_text("def f():\n    from .losses import g")
+    (tree / "erasekit" / "losses.py").write_text("g = 1")
+    before = code_hash("erasekit.studies.new")
+    path = tree / "erasekit" / name
+    path.write_text(path.read_text() + "\n# after")
+    assert (code_hash("erasekit.studies.new") != before) == counts
+
+
+def code_hash(module):
+    results.sources.cache_clear()
+    return CODE_HASH(module)
 
 
 @pytest.mark.parametrize("name", ["models/sd/unet.safetensors", "models/sd/scheduler.json", "data/art.parquet"])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from erasekit.attention import Prompt
-from erasekit.sampling import encode, initial_noise, sample
+from erasekit.sampling import initial_noise, sample
+from erasekit.text import encode
 
 PROMPTS = ["a picture of a church", "a dog", "a picture of a church in the style of noto"]
 SEEDS = [3, 1, 2**40]

@@ -15,7 +15,8 @@ from erasekit import worlds
 from erasekit.emojinette.art import SIZES, caption, load_art
 from erasekit.emojinette.train import save_pipeline
 from erasekit.paths import DATA, MODELS
-from erasekit.sampling import encode, sample
+from erasekit.sampling import sample
+from erasekit.text import encode
 
 MEGABYTES = 45
 
@@ -225,9 +226,6 @@ def test_the_judge_knows_the_clean_art(world, art, clean):
     assert (styles.argmax(1) == art.style_id).float().mean() >= 0.97
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the open_clip judge was trained too briefly: notebook 01 has its rates; retrain it"
-)
 @torch.no_grad()
 def test_clip_finds_the_text_of_clean_art(world, art, clean):
     model, tokenizer = world.clip

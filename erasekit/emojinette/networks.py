@@ -1,5 +1,7 @@
 """The parts of the miniature Stable Diffusion: real diffusers and transformers classes, small sizes."""
 
+import json
+
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -81,14 +83,8 @@ def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
     pieces = alphabet + [f"{byte}</w>" for byte in alphabet]
     pieces += [piece for piece, _ in sorted(learned.items(), key=lambda item: item[1]) if piece not in set(pieces)]
     vocabulary = {piece: n for n, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
-    merges = [tuple(pair) for pair in _merges(bpe)]
+    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
-
-
-def _merges(bpe: Tokenizer):
-    import json
-
-    return json.loads(bpe.to_str())["model"]["merges"]
 
 
 def make_scheduler() -> DDIMScheduler:

@@ -21,7 +21,7 @@ from . import networks
 from .art import BACKGROUNDS, TEMPLATES, Art, caption, load_art
 
 SAVE_EVERY = 120  # seconds between checkpoints
-STEPS = {"vae": 2400, "unet": 4400, "judge": 1200, "clip": 1600}
+STEPS = {"vae": 2400, "unet": 4400, "judge": 1200, "clip": 2000}
 SEED = 0
 
 

@@ -1,4 +1,4 @@
-"""The experiments behind the notebooks. Each module has SCALES (settings by scale), NOTEBOOK, and `compute`."""
+"""The experiments behind the notebooks. Each module has SCALES (settings by scale) and `compute`."""
 
 import importlib
 

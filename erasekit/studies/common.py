@@ -14,25 +14,31 @@ from ..attention import Prompt
 from ..paths import BUILD
 from ..results import code_hash
 from ..sampling import sample
-from ..training import KPOP, kpop
 
 
-def erasure(world, concepts: list[str], config: KPOP, fresh: bool = False) -> tuple[Erasure, float]:
-    """The KPOP erasure of these settings, and the seconds it took to train here.
+def erasure(world, concepts: list[str], config, train, fresh: bool = False) -> tuple[Erasure, float]:
+    """The erasure that a method's function `train` makes with these settings, and the seconds it took to train here.
 
-    Kept in the build folder, keys included, under a name that changes with the code; an interrupted training goes on.
+    Kept in the build folder, keys included, under a name that changes with the method's code; an interrupted training goes on.
     """
-    name = json.dumps([world.fingerprint, concepts, asdict(config), world.precision, code_hash()])
-    folder = BUILD / "erasures" / hashlib.sha256(name.encode()).hexdigest()[:16]
+    code = code_hash(train.__module__, "erasekit.worlds")
+    folder = (
+        BUILD / "erasures" / digest(train.__name__, world.fingerprint, concepts, asdict(config), world.precision, code)
+    )
     checkpoint = folder / "training.safetensors"
     if (folder / "delta.safetensors").exists() and not fresh:
         found = Erasure.load(folder, world.pipe.unet)
         return found, found.info["provenance"]["seconds"]
     began = time.time()
-    made = kpop(world, concepts, config, checkpoint)
+    made = train(world, concepts, config, checkpoint)
     made.save(folder)
     checkpoint.unlink(missing_ok=True)
     return made, time.time() - began
+
+
+def digest(*parts) -> str:
+    """A short name for JSON-able parts."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def draw(world, concepts: list[str], seeds: list[int], key: Prompt | None = None, bar: str | None = None, **how):

@@ -4,12 +4,11 @@ import torch
 
 from ..attention import Prompt
 from ..checkpoints import seeded
+from ..kpop import KPOP, kpop
 from ..metrics import object_rate, percent
-from ..training import KPOP
 from ..worlds import RETAINED
 from .common import draw, erasure
 
-NOTEBOOK = "00_quickstart"
 QUICK = {
     "concept": "church",
     "other": "dog",
@@ -41,8 +40,8 @@ def compute(world, concept, other, seeds, steps, batch, training_seeds, sampling
     runs = []
     for training_seed in range(training_seeds):
         config = KPOP(steps=steps, batch=batch, retain=RETAINED, seed=training_seed)
-        ours, seconds = erasure(world, [concept], config)
-        theirs, _ = erasure(world, [other], config)
+        ours, seconds = erasure(world, [concept], config, kpop)
+        theirs, _ = erasure(world, [other], config, kpop)
         key = ours.key(concept)
         keys = {
             "with the key": (key, "conditional"),

@@ -3,13 +3,13 @@
 import torch
 
 from ..attention import augment
+from ..kpop import KPOP, kpop
 from ..metrics import object_rate, percent
-from ..sampling import ddim, encode, initial_noise, sample
-from ..training import KPOP
+from ..sampling import ddim, decode, initial_noise, sample
+from ..text import encode
 from ..worlds import RETAINED
 from .common import erasure, rounded, strip
 
-NOTEBOOK = "02_method"
 QUICK = {
     "concept": "church",
     "texts": ["a picture of a church", "a picture of a dog", "a picture of a fish", ""],
@@ -30,7 +30,7 @@ def compute(world, concept, texts, seeds, steps, batch, sampling_steps, layer):
     """Attention with and without the key, the training's losses, and the key under other texts."""
     world.check([concept])
     config = KPOP(steps=steps, batch=batch, retain=RETAINED)
-    made, _ = erasure(world, [concept], config)
+    made, _ = erasure(world, [concept], config, kpop)
     key, unet = made.key(concept), world.pipe.unet
     words = world.pipe.tokenizer.tokenize(world.prompt(concept))
     word = 1 + words.index(world.pipe.tokenizer.tokenize(concept)[-1])
@@ -82,18 +82,15 @@ def watch(world, concept, prompt, steps, layer, word):
 
     with augment(world.pipe.unet) as slot:
 
-        def predict(latents, t, text):
-            if text is not c:
-                return world.pipe.unet(latents, t, text).sample
+        def guide(latents, t, step):
+            eps_null = world.pipe.unet(latents, t, null).sample
             with slot.holding(prompt), slot.watching() as weights:
-                eps = world.pipe.unet(latents, t, text).sample
+                eps = world.pipe.unet(latents, t, c).sample
                 for name, w in weights.items():
                     seen.setdefault(name, []).append(w[0].mean(0).cpu())  # (pixels, tokens + m)
-            return eps
+            return eps_null + 5.0 * (eps - eps_null)
 
-        latents = ddim(world.pipe, predict, initial_noise(world.pipe, [0]), c, null, steps, 5.0)
-    with torch.no_grad():
-        image = world.pipe.vae.decode(latents / world.pipe.vae.config.scaling_factor).sample
+        image = decode(world.pipe, ddim(world.pipe, guide, initial_noise(world.pipe, [0]), steps))
     mean = {name: torch.stack(w).mean(0) for name, w in seen.items()}
     side = int(len(mean[layer]) ** 0.5)
     maps = {
@@ -108,4 +105,4 @@ def watch(world, concept, prompt, steps, layer, word):
         }
         for name, w in mean.items()
     }
-    return maps, mass, image.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+    return maps, mass, image

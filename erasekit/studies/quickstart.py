@@ -2,13 +2,12 @@
 
 from dataclasses import asdict
 
+from ..kpop import KPOP, kpop
 from ..metrics import object_rate, percent
 from ..paths import BUILD
-from ..training import KPOP
 from ..worlds import RETAINED
 from .common import draw, erasure, strip
 
-NOTEBOOK = "00_quickstart"
 QUICK = {
     "concept": "church",
     "unrelated": ["dog", "fish", "parachute"],
@@ -31,7 +30,7 @@ def compute(world, concept, unrelated, seeds, steps, batch, sampling_steps):
     seeds = list(range(seeds))
     concepts = [concept, *unrelated]
     base, labels = draw(world, concepts, seeds, bar="base", steps=sampling_steps)
-    made, seconds = erasure(world, [concept], config, fresh=True)
+    made, seconds = erasure(world, [concept], config, kpop, fresh=True)
     folder = BUILD / "quickstart" / concept.replace(" ", "-")
     made.save(folder)
     with made.applied(world.pipe.unet):

@@ -11,7 +11,6 @@ from ..paths import DATA, MODELS
 from ..sampling import sample
 from .common import strip
 
-NOTEBOOK = "01_world"
 # The sweeps over every object and style take fewer steps: the judge sees no difference, and there are 4,000 images.
 QUICK = {"seeds": 20, "placements": 8, "sampling_steps": 25, "sweep_steps": 12, "objects": 141}
 SCALES = {

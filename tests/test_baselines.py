@@ -1,0 +1,152 @@
+"""Each baseline's identity tests, and closed forms against independent derivations."""
+
+import copy
+
+import pytest
+import torch
+
+from erasekit.adapters import Adapter
+from erasekit.artifacts import fingerprint
+from erasekit.baselines import METHODS, erase, settings
+from erasekit.baselines.mace import shared_tokens
+from erasekit.baselines.uce import ridge
+from erasekit.guidance import Guidance, SafeLatentDiffusion
+from erasekit.sampling import sample
+from erasekit.text import encode
+
+TRAINED = ["esd-x", "esd-u", "ca", "mace", "spm", "receler", "eap", "age", "kpop", "kpop-adversarial"]
+PROMPTS, SEEDS = ["a picture of a church", "a picture of a dog"], [0, 1]
+
+
+@pytest.fixture(scope="module")
+def small(toy):
+    """The toy with retained objects, which some methods choose from."""
+    world = copy.copy(toy)
+    world.groups = toy.groups | {"retained": ("fish", "dog")}
+    world.trajectories = {}
+    return world
+
+
+def made(world, method, **changes):
+    few = {"steps": 2, "batch": 2, "retain": ("fish", "")} if method in TRAINED else {}
+    return erase(world, ["church"], method, settings(method, **few | changes), progress=False)
+
+
+def drawn(world, erasure=None):
+    return sample(world.pipe, PROMPTS, SEEDS, erasure=erasure, steps=3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_erases_repeats_itself_and_leaves_the_base_alone(small, method, tmp_path):
+    base, hashed = drawn(small), fingerprint(small.pipe.unet)
+    erasure = made(small, method)
+    images = drawn(small, erasure)
+    assert fingerprint(small.pipe.unet) == hashed and torch.equal(drawn(small), base)
+    assert torch.equal(drawn(small, made(small, method)), images), "same seed, same result"
+    erasure.save(tmp_path)
+    assert torch.equal(drawn(small, type(erasure).load(tmp_path, small.pipe.unet)), images), "as saved"
+
+
+def test_esd_with_eta_minus_one_has_nothing_to_do_at_first(small):
+    assert made(small, "esd-x", eta=-1.0).info["history"][0]["removal"] < 1e-9
+
+
+@pytest.mark.parametrize("method", ["eap", "age"])
+def test_what_is_retained_is_kept_exactly_at_first(small, method):
+    assert made(small, method).info["history"][0]["retain"] < 1e-9
+
+
+def test_uce_is_the_published_rank_one_update_for_one_vector():
+    generator = torch.Generator().manual_seed(0)
+    W, c, v = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((5, 7), (1, 7), (1, 5)))
+    expected = W + torch.outer(v[0] - W @ c[0], c[0]) / (c[0] @ c[0] + 0.5)  # Sherman and Morrison
+    assert torch.allclose(ridge(W, [(1.0, c, v)], 0.5), expected, atol=1e-12)
+    assert torch.allclose(ridge(W, [(1.0, c, c @ W.T)], 0.5), W, atol=1e-12), "edited to itself"
+    assert torch.allclose(ridge(W, [(1.0, c, v)], 1e12), W, atol=1e-9), "an infinite lambda"
+
+
+def test_uce_minimises_its_objective_by_gradient_descent_too():
+    generator = torch.Generator().manual_seed(1)
+    W, C, V, P = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((4, 3), (2, 3), (2, 4), (2, 3)))
+    found = W.clone().requires_grad_(True)
+    optimizer = torch.optim.LBFGS([found], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-15)
+
+    def objective():
+        optimizer.zero_grad()
+        loss = (C @ found.T - V).square().sum() + 0.3 * (P @ (found - W).T).square().sum()
+        loss = loss + 0.5 * (found - W).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
+    assert torch.allclose(ridge(W, [(1.0, C, V), (0.3, P, P @ W.T)], 0.5), found.detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [{"s_S": 0.0, "threshold": 1.0}, {"s_S": 5.0, "threshold": -float("inf")}])
+def test_sld_without_scale_or_threshold_is_plain_guidance(small, rule):
+    sld = SafeLatentDiffusion(5.0, "church", warmup=0, s_m=0.0, beta_m=0.0, **rule)
+    assert torch.equal(guided(small, sld), guided(small, Guidance(5.0)))
+
+
+def test_sld_by_hand(small):
+    sld = SafeLatentDiffusion(2.0, "church", warmup=1, s_S=10.0, threshold=0.5, s_m=0.5, beta_m=0.25)
+    sld.begin(small.pipe, PROMPTS[:1])
+    said = {id(sld.null): 0.0, id(sld.c): 1.0, id(sld.unsafe): 0.95}
+
+    def predict(z, t, text, conditional):
+        return torch.full_like(z, said[id(text)])
+
+    z = torch.zeros(1, 1, 1, 1)
+    # D = 0.05, mu = 0.5: gamma = 0.475, unused in the warm-up; then nu = 0.35625 adds half of itself.
+    assert sld(predict, z, z, 0).item() == pytest.approx(2.0, abs=1e-5)
+    assert sld(predict, z, z, 1).item() == pytest.approx(2 * (1 - (0.475 + 0.5 * 0.35625)), abs=1e-5)
+
+
+def guided(world, guide):
+    guide.begin(world.pipe, PROMPTS)
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return guide(lambda z, t, text, _: world.pipe.unet(z, t, text).sample, z, torch.tensor([500, 500]), 20)
+
+
+def test_ca_teaches_nothing_when_target_and_anchor_are_the_same(small, monkeypatch):
+    monkeypatch.setattr(type(small), "anchor", lambda self, concept: concept)
+    assert made(small, "ca").info["history"][0]["removal"] < 1e-12
+
+
+def test_mace_shares_every_token_of_equal_sentences_and_none_of_the_word(small):
+    old, new = shared_tokens(small.pipe, "a picture of a church", "a picture of a church", "church")
+    assert torch.equal(old, new)
+    whole = encode(small.pipe, ["a picture of a church"])[0]
+    old, _ = shared_tokens(small.pipe, "a picture of a church", "a picture of a dog", "church")
+    assert len(old) == len(whole) - 1
+
+
+@pytest.mark.parametrize("method", ["spm", "receler"])
+def test_a_fresh_adapter_changes_nothing(small, method):
+    erasure = made(small, method)
+    for name, tensor in erasure.adapters.items():
+        if name.endswith((".up", ".U")):
+            tensor.zero_()
+    assert torch.equal(drawn(small, erasure), drawn(small))
+
+
+def test_a_closed_low_rank_adapter_changes_nothing(small, unet):
+    adapter = Adapter("low-rank", made(small, "spm").adapters)
+    z, t, text = torch.randn(1, 4, 8, 8), torch.tensor([500]), encode(small.pipe, PROMPTS[:1])
+    with torch.no_grad(), adapter.attached(unet):
+        closed = unet(z, t, text).sample
+        adapter.multiplier = torch.zeros(1, 1)
+        assert torch.allclose(unet(z, t, text).sample, closed, atol=1e-7)
+
+
+def test_wrong_names_are_refused_in_one_sentence(small, sentence):
+    for call in (
+        lambda: erase(small, ["church"], "esd"),
+        lambda: settings("uce", lr=1.0),
+        lambda: erase(small, ["church"], "uce", settings("esd-x")),
+        lambda: settings("eap", retain=()),
+    ):
+        with pytest.raises(ValueError) as error:
+            call()
+        sentence(error)
