@@ -201,14 +201,13 @@ class Bench:
         players: dict[str, tuple[dict[str, torch.Tensor], torch.optim.Optimizer]],
         checkpoint: Path | None = None,
         progress: bool = True,
-        steps: int | None = None,
     ) -> list[dict[str, float]]:
         """Call `step(n)`, which updates the players and returns its losses, and resume from `checkpoint` if it is this run's.
 
         A player is its named tensors and their optimiser. Returns the losses of every step.
         """
         history: list[dict[str, float]] = []
-        total, identity = steps or self.config.steps, self.identity
+        total, identity = self.config.steps, self.identity
         if checkpoint and Path(checkpoint).exists():
             stored, meta = read_tensors(checkpoint)
             if meta["identity"] != identity:

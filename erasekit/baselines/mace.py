@@ -87,22 +87,22 @@ def mace(world, concepts: list[str], config: MACE | None = None, checkpoint=None
         layer, wishes = name.removesuffix(".weight"), [(w, C, C @ W.T) for w, C in prior]
         up, down = tensors[f"{layer}.up"].detach().double(), tensors[f"{layer}.down"].detach().double()
         for n, own in enumerate(pairs):
-            C = encode(pipe, [sentence for sentence, _, _ in own]).double().flatten(0, 1)
+            C = encode(pipe, [sentence for sentence, _ in own]).double().flatten(0, 1)
             wishes.append((1.0, C, C @ (W + up[:, n, None] @ down[None, n]).T))
         weights[name] = ridge(W, wishes, config.lam)
     delta = {name: W.float().cpu() for name, W in weights.items()}
     return bench.erasure(history, delta=delta)
 
 
-def sentence_pairs(world, concept: str) -> list[tuple[str, str, str]]:
-    """Sentences with the concept, the same without it (an object becomes its anchor, a style goes), and the concept."""
+def sentence_pairs(world, concept: str) -> list[tuple[str, str]]:
+    """Sentences with the concept, the same without it (an object becomes its anchor, a style goes)."""
     if concept in world.styles:
-        return [(old, new, concept) for old, new in world.subjects(concept)]
+        return world.subjects(concept)
     anchor = world.anchor(concept)
-    return [(world.wording(t, concept), world.wording(t, anchor), concept) for t in TOLD]
+    return [(world.wording(t, concept), world.wording(t, anchor)) for t in TOLD]
 
 
-def shared_tokens(pipe, old: str, new: str, concept: str) -> tuple[torch.Tensor, torch.Tensor]:
+def shared_tokens(pipe, old: str, new: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeddings (n, d_ctx) of the positions two sentences share: what stands before and after the word, and the padding."""
     ids = [pipe.tokenizer(text, truncation=True).input_ids for text in (old, new)]
     embeddings = [encode(pipe, [text])[0].double() for text in (old, new)]

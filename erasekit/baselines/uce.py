@@ -114,7 +114,7 @@ def phrase_pair(pipe, old: str, new: str, vectors: str) -> tuple[torch.Tensor, t
 
 def kept_vectors(world, retain: tuple[str, ...]) -> torch.Tensor:
     """All embeddings (n, d_ctx) of the kept texts."""
-    texts = [world.wording(t, r) for r in retain if r for t in ("a picture of a {}",)] + [""] * ("" in retain)
+    texts = [world.prompt(r) if r else "" for r in retain]
     if not texts:
         return torch.zeros(0, world.pipe.unet.config.cross_attention_dim, dtype=torch.float64, device=world.pipe.device)
     return encode(world.pipe, texts).double().flatten(0, 1)
