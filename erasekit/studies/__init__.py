@@ -4,7 +4,7 @@ import importlib
 
 from ..results import Record, compute_or_load
 
-STUDIES = ("quickstart", "hiding", "world", "method")
+STUDIES = ("quickstart", "hiding", "world", "method", "strength", "objects", "unsafe", "styles")
 SCALE_NAMES = ("smoke", "quick", "full")
 
 
