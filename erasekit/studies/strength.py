@@ -56,22 +56,15 @@ def compute(world, methods, seeds, first_seed, training_seed, sampling_steps, st
     for method, changes in tqdm(wanted, desc="strengths"):
         config = configured(method, RETAINED, training_seed, changes, steps)
 
-        def measure():
+        def measure(method=method, config=config):
             began = time.time()
             made = erase(world, list(TUNING), method, config, progress=False)
-            seconds = time.time() - began
-            images, labels = drawn(world, made, asked, sampling_steps), [label for _, label, _ in asked]
-            first, five = hits(world, images, labels), hits(world, images, labels, 5)
-            return {
-                "ESR-1": percent(~first[:erased]),
-                "ESR-5": percent(~five[:erased]),
-                "PSR-1": percent(first[erased:]),
-                "seconds": round(seconds, 1),
-            }, None
+            seconds = round(time.time() - began, 1)
+            return rates(world, made, asked, erased, sampling_steps) | {"seconds": seconds}, None
 
         module = METHODS[method][0].__module__
-        rates, _ = cell("strength", world, measure, module, method, as_json(config), seeds, first_seed, sampling_steps)
-        runs.append({"method": method, "strength": changes} | rates)
+        found, _ = cell("strength", world, measure, module, method, as_json(config), seeds, first_seed, sampling_steps)
+        runs.append({"method": method, "strength": changes} | found)
     data = {
         "N": seeds,
         "seeds": [first_seed, first_seed + seeds - 1],
@@ -81,6 +74,18 @@ def compute(world, methods, seeds, first_seed, training_seed, sampling_steps, st
         "chosen": {m: choose([r for r in runs if r["method"] == m]) for m in methods},
     }
     return data, {}
+
+
+def rates(world, made, asked, erased: int, sampling_steps: int) -> dict:
+    """The rates of the first `erased` images asked for, and of the others, which are kept concepts."""
+    images, labels = drawn(world, made, asked, sampling_steps), [label for _, label, _ in asked]
+    first, five = hits(world, images, labels), hits(world, images, labels, 5)
+    return {
+        "ESR-1": percent(~first[:erased]),
+        "ESR-5": percent(~five[:erased]),
+        "PSR-1": percent(first[erased:]),
+        "PSR-5": percent(five[erased:]),
+    }
 
 
 def configured(method: str, retain: tuple[str, ...], seed: int, changes: dict, steps: int | None = None):
