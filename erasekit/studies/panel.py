@@ -6,11 +6,16 @@ from dataclasses import asdict
 import torch
 from PIL import Image
 
-from ..metrics import in_top, judged
+from ..metrics import in_top, judged, percent
 from ..paths import BUILD
 from ..results import code_hash
 from ..sampling import sample
-from .common import digest
+from ..worlds import NEIGHBOURS, RETAINED, TOLD, TUNING, TUNING_KEPT
+from .common import digest, strip
+
+# Wordings no method was trained on; TOLD holds the others.
+FORMS = {"an emoji of": ("an emoji of a {}", None, "white"), "in a style": (TOLD[0], "openmoji", "white")}
+FORMS |= {"on a colour": (TOLD[0], None, "blue")}
 
 
 def cell(name: str, world, compute, module: str, *parts) -> tuple[dict, Image.Image | None]:
@@ -18,20 +23,20 @@ def cell(name: str, world, compute, module: str, *parts) -> tuple[dict, Image.Im
 
     The name they are kept under holds `parts` (JSON-able), the base, and the code of the method's `module` and the panel.
     """
-    code = code_hash(module, __name__, f"erasekit.studies.{name}", "erasekit.worlds")
+    code = code_hash(module, __name__)
     path = BUILD / "cells" / name / f"{digest(world.fingerprint, world.precision, code, parts)}.json"
     picture = path.with_suffix(".png")
     if path.exists():
         found = json.loads(path.read_text())
         return found, Image.open(picture).copy() if picture.exists() else None
-    numbers, strip = compute()
+    numbers, image = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    if strip is not None:
-        strip.save(picture)
+    if image is not None:
+        image.save(picture)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(numbers))
     part.replace(path)
-    return numbers, strip
+    return numbers, image
 
 
 def drawn(world, erasure, asked: list[tuple[str, str, int]], steps: int) -> torch.Tensor:
@@ -50,3 +55,72 @@ def hits(world, images: torch.Tensor, labels: list[str], k: int = 1) -> torch.Te
 def as_json(config) -> dict:
     """A method's settings as a record holds them."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+
+
+def rates(world, made, asked: list[tuple[str, str, int]], erased: int, steps: int) -> dict:
+    """The rates of the first `erased` images asked for, and of the others, which are kept concepts."""
+    images, labels = drawn(world, made, asked, steps), [label for _, label, _ in asked]
+    first, five = hits(world, images, labels), hits(world, images, labels, 5)
+    return {
+        "ESR-1": percent(~first[:erased]),
+        "ESR-5": percent(~five[:erased]),
+        "PSR-1": percent(first[erased:]),
+        "PSR-5": percent(five[erased:]),
+    }
+
+
+def questions(world, split: tuple[str, ...], seeds: int, few_seeds: int) -> dict[str, list[tuple[str, str, int]]]:
+    """What is drawn for a split: part -> (prompt, label, seed) triples."""
+    ten = world.concepts("emojinette")
+    kept = [c for c in ten if c not in split]
+    near = list(dict.fromkeys(n for c in split for n in NEIGHBOURS[c]))
+    others = [o for o in world.concepts("all") if o not in {*ten, *RETAINED, *TUNING, *TUNING_KEPT}]
+
+    def plain(names, count):
+        return [(world.prompt(c), c, seed) for c in names for seed in range(count)]
+
+    return {
+        "erased": plain(split, seeds),
+        "kept": plain(kept, seeds),
+        "others": plain(others, 1),
+        "neighbours": plain(near, few_seeds),
+    } | {
+        form: [(world.wording(t, c, s, b), c, seed) for c in split for seed in range(few_seeds)]
+        for form, (t, s, b) in FORMS.items()
+    }
+
+
+def judged_panel(world, made, split, seeds, few_seeds, sampling_steps):
+    parts = questions(world, split, seeds, few_seeds)
+    asked = [q for part in parts.values() for q in part]
+    images, labels = drawn(world, made, asked, sampling_steps), [label for _, label, _ in asked]
+    first, five = hits(world, images, labels), hits(world, images, labels, 5)
+    where, start = {}, 0
+    for name, part in parts.items():
+        where[name] = slice(start, start := start + len(part))
+    esr = [name for name in parts if name == "erased" or name in FORMS]
+    rates = {
+        "ESR-1": percent(~first[where["erased"]]),
+        "ESR-5": percent(~five[where["erased"]]),
+        "PSR-1": percent(first[where["kept"]]),
+        "PSR-5": percent(five[where["kept"]]),
+        "others": percent(first[where["others"]]),
+        "neighbours": percent(first[where["neighbours"]]),
+        "forms": {name: percent(~first[where[name]]) for name in esr if name != "erased"},
+        "by_class": {
+            c: percent(first[[label == c and n < where["kept"].stop for n, label in enumerate(labels)]])
+            for c in dict.fromkeys(labels[: where["kept"].stop])
+        },
+    }
+    return rates, strip(images[: where["kept"].stop : seeds])
+
+
+def opened(world, made, concepts, seeds: int, steps: int) -> float:
+    """Share of a concept's images that are it again when its own key is attached, in percent."""
+    found = []
+    with made.applied(world.pipe.unet):
+        for c in concepts:
+            how = {"key": made.key(c), "steps": steps, "autocast": world.autocast}
+            images = sample(world.pipe, [world.prompt(c)] * seeds, list(range(seeds)), **how)
+            found.append(hits(world, images, [c] * seeds))
+    return percent(torch.cat(found))

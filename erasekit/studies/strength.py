@@ -1,15 +1,15 @@
 """04, before the comparison: every method at several strengths, on concepts and seeds that no table reports."""
 
 import time
+from dataclasses import fields
 
 from tqdm.auto import tqdm
 
 from ..baselines import METHODS, erase, settings
-from ..metrics import percent
 from ..paths import RECORDS
 from ..results import Record
 from ..worlds import RETAINED, TUNING, TUNING_KEPT
-from .panel import as_json, cell, drawn, hits
+from .panel import as_json, cell, rates
 
 RATES = ({"lr": 1e-4}, {"lr": 2e-4}, {"lr": 4e-4})
 # From gentle to strong. Weights trained by the same kind of loss share one sweep of the learning rate; the others are swept
@@ -54,7 +54,7 @@ def compute(world, methods, seeds, first_seed, training_seed, sampling_steps, st
     erased = len(TUNING) * seeds
     runs = []
     for method, changes in tqdm(wanted, desc="strengths"):
-        config = configured(method, RETAINED, training_seed, changes, steps)
+        config = configured(method, RETAINED, training_seed, sampling_steps, changes, steps)
 
         def measure(method=method, config=config):
             began = time.time()
@@ -76,22 +76,13 @@ def compute(world, methods, seeds, first_seed, training_seed, sampling_steps, st
     return data, {}
 
 
-def rates(world, made, asked, erased: int, sampling_steps: int) -> dict:
-    """The rates of the first `erased` images asked for, and of the others, which are kept concepts."""
-    images, labels = drawn(world, made, asked, sampling_steps), [label for _, label, _ in asked]
-    first, five = hits(world, images, labels), hits(world, images, labels, 5)
-    return {
-        "ESR-1": percent(~first[:erased]),
-        "ESR-5": percent(~five[:erased]),
-        "PSR-1": percent(first[erased:]),
-        "PSR-5": percent(five[erased:]),
-    }
-
-
-def configured(method: str, retain: tuple[str, ...], seed: int, changes: dict, steps: int | None = None):
-    """A method's settings with what all methods of a study share, where the method has it."""
-    offered = {"retain": retain, "seed": seed} | ({"steps": steps} if steps else {})
-    return settings(method, **{k: v for k, v in offered.items() if hasattr(settings(method), k)}, **changes)
+def configured(
+    method: str, retain: tuple[str, ...], seed: int, sampling_steps: int, changes: dict, steps: int | None = None
+):
+    """A method's settings, with those that all methods of a study share where the method has them."""
+    shared = {"retain": retain, "seed": seed, "sampling_steps": sampling_steps} | ({"steps": steps} if steps else {})
+    has = {field.name for field in fields(METHODS[method][1])}
+    return settings(method, **{k: v for k, v in shared.items() if k in has} | changes)
 
 
 def choose(runs: list[dict]) -> dict:

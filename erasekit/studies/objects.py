@@ -1,0 +1,108 @@
+"""04: the paper's object splits, every method on the same images, seeds and sampler."""
+
+import time
+from dataclasses import fields
+from itertools import product
+
+from tqdm.auto import tqdm
+
+from ..baselines import METHODS, erase
+from ..worlds import RETAINED, SPLITS
+from .panel import as_json, cell, judged_panel, opened, questions
+from .strength import chosen, configured
+
+RETAIN = {"named": RETAINED, "empty": ("",)}
+
+FULL = {
+    "methods": list(METHODS),
+    "strengths": chosen(),
+    "splits": list(SPLITS),
+    "training_seeds": 3,
+    "retain": list(RETAIN),
+    "seeds": 10,
+    "few_seeds": 4,  # for neighbours and other wordings; all other objects have one
+    "sampling_steps": 8,
+    "steps": None,
+}
+SCALES = {
+    "smoke": FULL
+    | {
+        "methods": ["uce", "kpop"],
+        "splits": ["S1"],
+        "training_seeds": 1,
+        "retain": ["named"],
+        "seeds": 1,
+        "few_seeds": 1,
+        "sampling_steps": 2,
+        "steps": 1,
+    },
+    "quick": FULL | {"splits": ["S1", "S2"], "training_seeds": 1, "retain": ["named"]},
+    "full": FULL,
+}
+
+
+def compute(
+    world, methods, strengths, splits, training_seeds, retain, seeds, few_seeds, sampling_steps, steps
+) -> tuple[dict, dict]:
+    """One run for each method, split, training seed and retain option; each a panel of rates in percent."""
+    missing = [m for m in methods if m not in strengths]
+    if missing:
+        raise ValueError(
+            f"no strength was chosen for {', '.join(missing)}: run the study 'strength' at scale 'full' first"
+        )
+    sizes = (seeds, few_seeds, sampling_steps)
+    wanted = [
+        (option, seed, split, method)
+        for option, seed, split, method in product(retain, range(training_seeds), splits, methods)
+        if worth_running(method, option, seed)
+    ]
+    runs, images = [], {}
+    for option, seed, split, method in tqdm(wanted, desc="objects"):
+        config = configured(method, RETAIN[option], seed, sampling_steps, strengths[method], steps)
+
+        def measure(method=method, split=split, config=config):
+            return panel(world, method, SPLITS[split], config, *sizes)
+
+        module = METHODS[method][0].__module__
+        rates, picture = cell("objects", world, measure, module, method, split, as_json(config), sizes)
+        runs.append({"method": method, "split": split, "training_seed": seed, "retain": option} | rates)
+        if (option, seed, split) == (retain[0], 0, splits[0]):
+            images[method] = picture
+    base, picture = cell(
+        "objects", world, lambda: base_panel(world, splits, *sizes), "erasekit.sampling", "base", splits, sizes
+    )
+    data = {
+        "N": seeds,
+        "seeds": [0, seeds - 1],
+        "training_seeds": training_seeds,
+        "splits": splits,
+        "strengths": {m: strengths[m] for m in methods},
+        "sizes": base["sizes"],
+        "base": base["splits"],
+        "runs": runs,
+    }
+    return data, {"base": picture} | images
+
+
+def worth_running(method: str, option: str, seed: int) -> bool:
+    """Methods without chance have one training seed, and methods that retain nothing one option."""
+    has = {field.name for field in fields(METHODS[method][1])}
+    return ("lr" in has or seed == 0) and (option == "named" or "retain" in has)
+
+
+def panel(world, method, split, config, seeds, few_seeds, sampling_steps):
+    """Train, draw, judge. Rates in percent, and one image of each of the ten classes, the erased first."""
+    began = time.time()
+    made = erase(world, list(split), method, config, progress=False)
+    seconds = round(time.time() - began, 1)
+    rates, picture = judged_panel(world, made, split, seeds, few_seeds, sampling_steps)
+    if made.keys:
+        rates["with the key"] = opened(world, made, split, few_seeds, sampling_steps)
+    return rates | {"training_seconds": seconds}, picture
+
+
+def base_panel(world, splits, seeds, few_seeds, sampling_steps):
+    """The untouched model on every split, how many images each rate has, and its images in the order of the first split."""
+    found = {s: judged_panel(world, None, SPLITS[s], seeds, few_seeds, sampling_steps) for s in splits}
+    sizes = {name: len(part) for name, part in questions(world, SPLITS[splits[0]], seeds, few_seeds).items()}
+    return {"splits": {s: rates for s, (rates, _) in found.items()}, "sizes": sizes}, found[splits[0]][1]
