@@ -6,7 +6,9 @@ from dataclasses import asdict
 import torch
 from PIL import Image
 
-from ..metrics import in_top, judged, percent
+from ..checkpoints import seeded
+from ..emojinette.art import load_art
+from ..metrics import clip_alignment, features, fid, in_top, judged, kid, percent
 from ..paths import BUILD
 from ..results import code_hash
 from ..sampling import sample
@@ -74,7 +76,6 @@ def questions(world, split: tuple[str, ...], seeds: int, few_seeds: int) -> dict
     ten = world.concepts("emojinette")
     kept = [c for c in ten if c not in split]
     near = list(dict.fromkeys(n for c in split for n in NEIGHBOURS[c]))
-    others = [o for o in world.concepts("all") if o not in {*ten, *RETAINED, *TUNING, *TUNING_KEPT}]
 
     def plain(names, count):
         return [(world.prompt(c), c, seed) for c in names for seed in range(count)]
@@ -82,7 +83,7 @@ def questions(world, split: tuple[str, ...], seeds: int, few_seeds: int) -> dict
     return {
         "erased": plain(split, seeds),
         "kept": plain(kept, seeds),
-        "others": plain(others, 1),
+        "others": plain(bystanders(world, "emojinette"), 1),
         "neighbours": plain(near, few_seeds),
     } | {
         form: [(world.wording(t, c, s, b), c, seed) for c in split for seed in range(few_seeds)]
@@ -124,3 +125,25 @@ def opened(world, made, concepts, seeds: int, steps: int) -> float:
             images = sample(world.pipe, [world.prompt(c)] * seeds, list(range(seeds)), **how)
             found.append(hits(world, images, [c] * seeds))
     return percent(torch.cat(found))
+
+
+def bystanders(world, *groups: str) -> list[str]:
+    """The objects that no method is told about: neither erased (these groups), nor retained, nor used to choose strengths."""
+    known = {*RETAINED, *TUNING, *TUNING_KEPT}.union(*(world.concepts(g) for g in groups))
+    return [o for o in world.concepts("all") if o not in known]
+
+
+def kept_images(world, asked: list[tuple[str, str, int]], images: torch.Tensor) -> dict:
+    """What the paper reports on COCO captions, on captions of everything kept: CLIP, and FID and KID against the art itself."""
+    art = load_art()
+    names = {label for _, label, _ in asked}
+    rows = torch.tensor([n for n, o in enumerate(art.object_id.tolist()) if art.objects[o] in names])
+    real, _ = art.draw(rows, seeded("reference"), mirror=0.0, white=1.0)
+    real, ours = features(world, real.add(1).mul(127.5).round().to(torch.uint8)), features(world, images)
+    return {
+        "CLIP": round(clip_alignment(world, images, [prompt for prompt, _, _ in asked]).mean().item(), 2),
+        "FID": round(fid(ours, real), 3),
+        "KID x 1000": round(1000 * kid(ours, real), 3),
+        "top-1": percent(hits(world, images, [label for _, label, _ in asked])),
+        "N": len(asked),
+    }
