@@ -9,10 +9,18 @@ import numpy as np
 import pandas as pd
 from IPython.display import Image, display
 
+from .comparisons import (
+    draw_objects,
+    draw_strength,
+    draw_styles,
+    draw_unsafe,
+    table_objects,
+    table_strength,
+    table_styles,
+    table_unsafe,
+)
+from .drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, picture, tiles
 from .paths import BUILD, FIGURES
-
-plt.style.use(Path(__file__).with_name("erasekit.mplstyle"))
-BLUE, ORANGE, GREEN, PURPLE, GREY, GOLD = (c["color"] for c in plt.rcParams["axes.prop_cycle"])
 
 
 def show(record) -> None:
@@ -53,20 +61,6 @@ def source(record) -> str:
     parts = [f"N = {data['N']} seeds a class" if "N" in data else "", f"seeds {data['seeds'][0]} to {data['seeds'][1]}"]
     parts += [f"reading: {data['reading']}"] if "reading" in data else []
     return ", ".join(p for p in parts if p)
-
-
-def tiles(record, name: str) -> list[np.ndarray]:
-    """The images of a strip."""
-    pixels = np.asarray(record.images[name].convert("RGB"))
-    return np.split(pixels, pixels.shape[1] // pixels.shape[0], axis=1)
-
-
-def picture(ax, image, title: str | None = None) -> None:
-    ax.imshow(image)
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-    if title:
-        ax.set_title(title, fontsize=8)
 
 
 # ---------------------------------------------------------------------------------------------------------- quickstart
@@ -269,5 +263,10 @@ STUDIES = {
     "hiding": (draw_hiding, table_hiding),
     "world": (draw_world, table_world),
     "method": (draw_method, table_method),
+    "strength": (draw_strength, table_strength),
+    "objects": (draw_objects, table_objects),
+    "unsafe": (draw_unsafe, table_unsafe),
+    "styles": (draw_styles, table_styles),
 }
 NOTEBOOKS = {"quickstart": "00_quickstart", "hiding": "00_quickstart", "world": "01_world", "method": "02_method"}
+NOTEBOOKS |= {"strength": "04_objects", "objects": "04_objects", "unsafe": "05_unsafe", "styles": "06_styles"}

@@ -1,6 +1,7 @@
 """Writes the tables of README.md from the committed records: `python -m erasekit.readme [--check]`.
 
-Between `<!-- table: hiding -->` and `<!-- end -->` stands the table of records/emojinette/quick/hiding.json, and so on.
+Between `<!-- table: hiding -->` and `<!-- end -->` stands the table of the study "hiding", and so on: of its record of scale full
+where there is one, else quick.
 """
 
 import re
@@ -16,14 +17,13 @@ BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def table(study: str) -> str:
     """A study's table in Markdown, and the line that says where it comes from."""
-    record = Record.read(RECORDS / "emojinette" / "quick" / f"{study}.json")
+    scale = next(s for s in ("full", "quick") if (RECORDS / "emojinette" / s / f"{study}.json").exists())
+    record = Record.read(RECORDS / "emojinette" / scale / f"{study}.json")
     frame = STUDIES[study][1](record).reset_index()
     rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.values.tolist()]
     lines = ["| " + " | ".join(f"{v:.1f}" if isinstance(v, float) else str(v) for v in row) + " |" for row in rows]
     made = record.made
-    about = (
-        f"{source(record)}; scale quick, commit {made['commit']}, torch {made['versions']['torch']}, {made['device']}; "
-    )
+    about = f"{source(record)}; scale {scale}, commit {made['commit']}, torch {made['versions']['torch']}, {made['device']}; "
     return "\n".join(lines) + f"\n\n{about}record: [`{record.name}`]({record.name})\n"
 
 

@@ -146,6 +146,25 @@ class Record:
         return cls(path, content["config"], content["data"], images, content["made"], content["hashes"])
 
 
+def recorded(world, scale: str, name: str, config: dict) -> tuple[Record | None, str]:
+    """The record of this name if its config, code and model hashes match; else None, and why."""
+    path = RECORDS / world.name / scale / f"{name}.json"
+    if not path.exists():
+        return None, "there is no record yet"
+    try:
+        record = Record.read(path)
+        differ = [kind for kind, value in hashes(name).items() if record.hashes.get(kind) != value]
+        differ += ["config"] if record.config != json.loads(json.dumps(config)) else []  # as it reads back
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):  # no record, or an image lost or cut
+        return None, "the record is damaged"
+    return (None, f"the record's {' and '.join(differ)} differ") if differ else (record, "")
+
+
+def hashes(name: str) -> dict[str, str]:
+    """What a study's record was computed with."""
+    return {"code": code_hash(f"erasekit.studies.{name}", "erasekit.worlds"), "model": model_hash()}
+
+
 def compute_or_load(
     world, scale: str, name: str, config: dict, compute: Callable[[], tuple[dict, dict]], fresh: bool = False
 ) -> Record:
@@ -153,25 +172,15 @@ def compute_or_load(
 
     `compute` returns data and images. Says which of the two happened, and why.
     """
-    path = RECORDS / world.name / scale / f"{name}.json"
-    config = json.loads(json.dumps(config))  # as it will read back
-    hashes = {"code": code_hash(f"erasekit.studies.{name}", "erasekit.worlds"), "model": model_hash()}
-    why = "asked to compute everything" if fresh else "there is no record yet"
-    if path.exists() and not fresh:
-        try:
-            record = Record.read(path)
-            differ = [kind for kind, value in hashes.items() if record.hashes.get(kind) != value]
-            differ += ["config"] if record.config != config else []
-            if not differ:
-                made = record.made
-                print(f"loaded {record.name}: computed {made['date']} at {made['commit']} in {made['seconds']:.0f} s")
-                return record
-            why = f"the record's {' and '.join(differ)} differ"
-        except (ValueError, KeyError, TypeError, AttributeError, OSError):  # no record, or an image lost or cut
-            why = "the record is damaged"
+    record, why = (None, "asked to compute everything") if fresh else recorded(world, scale, name, config)
+    if record:
+        made = record.made
+        print(f"loaded {record.name}: computed {made['date']} at {made['commit']} in {made['seconds']:.0f} s")
+        return record
     print(f"computing {name}: {why}")
-    began = time.time()
+    path, made_with, began = RECORDS / world.name / scale / f"{name}.json", hashes(name), time.time()
     data, images = compute()
-    record = Record(path, config, data, images, provenance(world.pipe.device, time.time() - began), hashes)
+    config = json.loads(json.dumps(config))
+    record = Record(path, config, data, images, provenance(world.pipe.device, time.time() - began), made_with)
     record.save()
     return record

@@ -80,8 +80,37 @@ def compute(
         "sizes": base["sizes"],
         "base": base["splits"],
         "runs": runs,
+        "frontier": frontier([r for r in runs if r["retain"] == retain[0]]),
     }
     return data, {"base": picture} | images
+
+
+def frontier(runs: list[dict]) -> dict:
+    """For both readings of KPOP and each split: the baselines that erase more and keep more, means over training seeds.
+
+    "Erases" is ESR-1; "keeps" is PSR-1 over the split's kept classes, or the rate over all other objects.
+    """
+
+    def mean(method, split, rate):
+        values = [r[rate] for r in runs if (r["method"], r["split"]) == (method, split)]
+        return sum(values) / len(values)
+
+    methods, splits = (list(dict.fromkeys(r[name] for r in runs)) for name in ("method", "split"))
+    ours = [m for m in methods if m.startswith("kpop")]
+    return {
+        reading: {
+            split: {
+                kept: [
+                    m
+                    for m in methods
+                    if m not in ours and all(mean(m, split, k) > mean(reading, split, k) for k in ("ESR-1", kept))
+                ]
+                for kept in ("PSR-1", "others")
+            }
+            for split in splits
+        }
+        for reading in ours
+    }
 
 
 def worth_running(method: str, option: str, seed: int) -> bool:

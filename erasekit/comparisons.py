@@ -1,0 +1,277 @@
+"""Figures and tables of the comparisons: strength, objects, unsafe content, styles."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from .drawing import BLUE, GREY, OURS, colour, front, labelled, picture, tiles
+
+# ------------------------------------------------------------------------------------------------------------ strength
+
+
+def draw_strength(record) -> dict:
+    """One curve a method, from its gentlest to its strongest setting; the chosen one is filled."""
+    runs, chosen = pd.DataFrame(record.data["runs"]), record.data["chosen"]
+    methods = list(chosen)
+    columns = min(5, len(methods))
+    figure, axes = plt.subplots(
+        -(-len(methods) // columns),
+        columns,
+        figsize=(9, 2.0 * -(-len(methods) // columns) + 0.2),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for ax in axes.flat[len(methods) :]:
+        ax.axis("off")
+    for ax, method in zip(axes.flat, methods):
+        own = runs[runs.method == method]
+        ax.axvspan(95, 103, color=BLUE, alpha=0.08, lw=0)
+        ax.plot(own["ESR-1"], own["PSR-1"], color=colour(method), lw=1, marker="o", mfc="white", ms=5)
+        taken = own[[strength == chosen[method] for strength in own.strength]]
+        ax.plot(taken["ESR-1"], taken["PSR-1"], "o", color=colour(method), ms=6)
+        ax.set(xlim=(-5, 103), ylim=(-5, 103))
+        ax.set_title(method, color=colour(method), weight="bold" if method in OURS else "normal")
+    figure.supxlabel("erased: ESR-1, % (shaded: enough)", fontsize=9)
+    figure.supylabel("kept: PSR-1, %", fontsize=9)
+    return {"objects_strength": figure}
+
+
+def table_strength(record) -> pd.DataFrame:
+    """Every setting that was tried, with a star at the chosen one."""
+    chosen = record.data["chosen"]
+    rows = [
+        {
+            "method": run["method"],
+            "setting": ", ".join(
+                f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in run["strength"].items()
+            )
+            + (" *" if run["strength"] == chosen[run["method"]] else ""),
+            **{k: run[k] for k in ("ESR-1", "ESR-5", "PSR-1", "PSR-5")},
+        }
+        for run in record.data["runs"]
+    ]
+    return pd.DataFrame(rows).set_index("method")
+
+
+# ------------------------------------------------------------------------------------------------------------- objects
+
+RATES = ["ESR-1", "ESR-5", "PSR-1", "PSR-5", "others", "neighbours", "other wordings"]
+
+
+def object_runs(record) -> pd.DataFrame:
+    """The runs, with the rate over wordings no method was told."""
+    frame = pd.DataFrame(record.data["runs"])
+    frame["other wordings"] = [np.mean(list(forms.values())) for forms in frame.forms]
+    return frame
+
+
+def draw_objects(record) -> dict:
+    """Erased against kept with the frontier, and the same prompts and seed under every method."""
+    frame = object_runs(record)
+    frame = frame[frame.retain == record.config["retain"][0]]
+    by_split = frame.groupby(["method", "split"], sort=False)[["ESR-1", "PSR-1", "others", "other wordings"]].mean()
+    mean, spread = by_split.groupby("method", sort=False).mean(), by_split.groupby("method", sort=False).std()
+    scatter, axes = plt.subplots(1, 2, figsize=(9.4, 3.8), layout="constrained")
+    for ax, (x, y), (xlabel, ylabel) in zip(
+        axes,
+        (("ESR-1", "PSR-1"), ("other wordings", "others")),
+        (
+            ("erased: ESR-1, %", "kept: PSR-1 over the split's other five, %"),
+            ("erased under wordings not trained on, %", f"kept: all {record.data['sizes']['others']} other objects, %"),
+        ),
+    ):
+        points = {m: (mean[x][m], mean[y][m]) for m in mean.index}
+        ax.set(xlim=(-3, 103), ylim=(min(40, mean[y].min() - 5), 102), xlabel=xlabel, ylabel=ylabel)
+        ax.plot(*zip(*front(list(points.values()))), color=BLUE, lw=3, alpha=0.2, zorder=1)
+        ax.errorbar(mean[x], mean[y], spread[y], spread[x], fmt="none", ecolor=GREY, elinewidth=0.5, alpha=0.6)
+        labelled(ax, points, gap=(ax.get_ylim()[1] - ax.get_ylim()[0]) / 17)
+    names = [n for n in record.images]
+    split = record.data["splits"][0]
+    ten = list(record.data["base"][split]["by_class"])
+    grid, axes = plt.subplots(
+        len(names), 11, figsize=(8.2, 0.72 * len(names) + 0.5), width_ratios=[1] * 5 + [0.3] + [1] * 5, squeeze=False
+    )
+    grid.subplots_adjust(left=0.14, right=1, top=0.93, bottom=0, wspace=0.03, hspace=0.05)
+    for row, name in enumerate(names):
+        axes[row, 5].axis("off")
+        for column, image in enumerate(tiles(record, name)):
+            ax = axes[row, column + (column > 4)]
+            picture(ax, image)
+            if row == 0:
+                ax.set_title(ten[column].replace(" ", "\n", 1), fontsize=7)
+        bold = "bold" if name in OURS else "normal"
+        axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, color=colour(name), weight=bold)
+    grid.text(0.34, 0.995, f"erased ({split})", ha="center", weight="bold")
+    grid.text(0.79, 0.995, "kept", ha="center", weight="bold")
+    return {"objects_frontier": scatter, "objects_grid": grid}
+
+
+def table_objects(record) -> pd.DataFrame:
+    """Means over splits; after ±, the standard deviation over splits, and over training seeds where there are several."""
+    frame, several = object_runs(record), record.data["training_seeds"] > 1
+    if "with the key" not in frame:
+        frame["with the key"] = np.nan
+    columns = [*RATES, "with the key"]
+    base = pd.DataFrame(record.data["base"]).T
+    base["other wordings"] = [np.mean(list(forms.values())) for forms in base.forms]
+    rows = {"base": {c: f"{base[c].astype(float).mean():.1f}" for c in RATES}}
+    for (option, method), own in frame.groupby(["retain", "method"], sort=False):
+        by_split = own.groupby("split")[columns].mean()
+        over_seeds = own.groupby("split")[columns].std().mean()
+        name = method if option == "named" else f"{method}, retain “”"
+        rows[name] = {
+            c: f"{by_split[c].mean():.1f}"
+            + (f" ± {by_split[c].std():.1f}" if c in ("ESR-1", "PSR-1", "others") else "")
+            + (
+                f" ({over_seeds[c]:.1f})"
+                if several and c in ("ESR-1", "PSR-1", "others") and over_seeds[c] >= 0
+                else ""
+            )
+            for c in columns
+            if by_split[c].notna().all()
+        } | {"training, s": f"{own.training_seconds.mean():.0f}"}
+    titles = {"others": f"{record.data['sizes']['others']} other objects", "neighbours": "near neighbours"}
+    titles["other wordings"] = "ESR-1, other wordings"
+    splits = ", ".join(record.data["splits"])
+    return pd.DataFrame(rows).T.fillna("").rename(columns=titles).rename_axis(f"%, means over {splits}")
+
+
+# -------------------------------------------------------------------------------------------------------------- unsafe
+
+
+def draw_unsafe(record) -> dict:
+    """Detections by class, the rate over thresholds, and the images."""
+    data = record.data
+    runs = [run for run in data["runs"] if run["training_seed"] == 0]
+    thresholds, members = data["thresholds"], data["members"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.8), width_ratios=[1.2, 1], layout="constrained")
+    rows = [{"method": "base"} | data["base"], *runs]
+    counts = pd.DataFrame([run["detections"] for run in rows], index=[run["method"] for run in rows])
+    share = 100 * counts / data["N"]
+    left.imshow(share, cmap="Reds", vmin=0, vmax=100, aspect="auto")
+    for y, x in np.ndindex(*counts.shape):
+        dark = share.iat[y, x] > 60
+        left.text(x, y, counts.iat[y, x], ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    left.set_xticks(range(len(members)), members, rotation=35, ha="right", fontsize=7.5)
+    left.set_yticks(range(len(rows)), counts.index, fontsize=8)
+    left.set_title(f"detections at 0.5 of {data['N']} images a class")
+    right.plot(thresholds, data["base"]["rate"], color="black", lw=1.5)
+    ends = {"base": (thresholds[-1], data["base"]["rate"][-1])}
+    for run in runs:
+        style = "--" if run["method"].endswith("-u") else "-"
+        right.plot(thresholds, run["rate"], color=colour(run["method"]), ls=style, lw=1.2)
+        ends[run["method"]] = (thresholds[-1], run["rate"][-1])
+    right.set(xlim=(0, 0.96), ylim=(0, 102), xlabel="threshold", ylabel=f"images with a {data['category']} above it, %")
+    right.set_title("dashed: u, all but cross-attention")
+    labelled(right, ends, gap=5.6)
+    names = list(record.images)
+    grid, axes = plt.subplots(len(names), len(members), figsize=(6.6, 0.72 * len(names) + 0.4), squeeze=False)
+    grid.subplots_adjust(left=0.2, right=1, top=0.93, bottom=0, wspace=0.03, hspace=0.05)
+    for row, name in enumerate(names):
+        for ax, image, member in zip(axes[row], tiles(record, name), members):
+            picture(ax, image, member if row == 0 else None)
+        axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, color=colour(name))
+    return {"unsafe_detections": figure, "unsafe_grid": grid}
+
+
+def table_unsafe(record) -> pd.DataFrame:
+    """Share of images with a detection at four thresholds, and what the paper has in its COCO columns."""
+    data = record.data
+    shown = [0.3, 0.5, 0.7, 0.8]
+    index = [min(range(len(data["thresholds"])), key=lambda n: abs(data["thresholds"][n] - t)) for t in shown]
+    groups = {"base": [data["base"]]}
+    for run in data["runs"]:
+        groups.setdefault(run["method"], []).append(run)
+    rows = {
+        name: {f"rate at {t}, %": np.mean([run["rate"][n] for run in own]) for t, n in zip(shown, index)}
+        | {f"kept: {k}": np.mean([run["kept"][k] for run in own]) for k in ("top-1", "CLIP", "FID", "KID x 1000")}
+        for name, own in groups.items()
+    }
+    return pd.DataFrame(rows).T.rename_axis(f"“{data['category']}” hidden")
+
+
+# -------------------------------------------------------------------------------------------------------------- styles
+
+
+def style_runs(record) -> pd.DataFrame:
+    """One row for each method, erased style and style asked for, training seeds averaged."""
+    rows = [
+        {"method": run["method"], "erased": run["erased"], "style": style}
+        | {name: values[style] for name, values in run["by_style"].items()}
+        for run in record.data["runs"]
+        for style in record.data["styles"]
+    ]
+    return pd.DataFrame(rows).groupby(["method", "erased", "style"], sort=False).mean().reset_index()
+
+
+def draw_styles(record) -> dict:
+    """For each method a grid whose diagonal must change, and erased against kept by the style judge and by CLIP."""
+    data, frame = record.data, style_runs(record)
+    methods, styles = list(dict.fromkeys(frame.method)), data["styles"]
+    erased = data["erased"]
+    columns = 1 + len(methods)
+    grid, axes = plt.subplots(
+        len(styles),
+        len(methods) * (len(erased) + 1),
+        figsize=(0.5 * len(methods) * (len(erased) + 1) + 1.2, 0.52 * len(styles) + 0.7),
+        squeeze=False,
+        width_ratios=([1] * len(erased) + [0.35]) * len(methods),
+    )
+    grid.subplots_adjust(left=0.08, right=1, top=0.82, bottom=0, wspace=0.04, hspace=0.04)
+    for ax in axes.flat:
+        ax.axis("off")
+    for block, method in enumerate(methods):
+        for column, gone in enumerate(erased):
+            at = block * (len(erased) + 1) + column
+            for row, image in enumerate(tiles(record, f"{method}.{gone}")):
+                ax = axes[row, at]
+                ax.axis("on")
+                picture(ax, image)
+                if styles[row] == gone:
+                    ax.spines[:].set(visible=True, color="#d1603d", linewidth=1.6)
+            axes[0, at].set_title(gone, fontsize=6, rotation=30, ha="left", x=0.2)
+        axes[0, block * (len(erased) + 1)].text(
+            0, 1.75, method, transform=axes[0, block * (len(erased) + 1)].transAxes, weight="bold", color=colour(method)
+        )
+    for row, style in enumerate(styles):
+        axes[row, 0].set_ylabel(style, rotation=0, ha="right", va="center", fontsize=7)
+    grid.text(0, 0.97, "erased:", fontsize=7)
+
+    figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.4), layout="constrained")
+    for ax, measure in zip(axes, ("style top-1", "CLIP, whole prompt")):
+        before = data["base"]["by_style"][measure]
+        frame["drop"] = [before[style] - value for style, value in zip(frame.style, frame[measure])]
+        own = frame[frame.erased == frame["style"]].groupby("method", sort=False)["drop"].mean()
+        rest = frame[frame.erased != frame["style"]].groupby("method", sort=False)["drop"].mean()
+        y = np.arange(columns - 1)
+        ax.barh(y - 0.2, own, 0.38, color=[colour(m) for m in own.index])
+        ax.barh(y + 0.2, rest, 0.38, color="#d8d8d8")
+        ax.set_yticks(y, own.index)
+        ax.invert_yaxis()
+        ax.axvline(0, color="black", lw=0.6)
+        ax.set(xlabel=f"{measure}: lost, points", title="coloured: the erased style; light: the four others")
+        ax.title.set_fontsize(8)
+    return {"styles_grid": grid, "styles_drop": figure}
+
+
+def table_styles(record) -> pd.DataFrame:
+    """Means over the five models: the erased style, and the four others."""
+    frame, data = style_runs(record), record.data
+    names = list(data["base"]["by_style"])
+    base = {name: np.mean(list(values.values())) for name, values in data["base"]["by_style"].items()}
+    rows = {"base": {(part, n): base[n] for n in names for part in ("erased", "kept")}}
+    for method, own in frame.groupby("method", sort=False):
+        same = own.erased == own["style"]
+        rows[method] = {("erased", n): own[same][n].mean() for n in names} | {
+            ("kept", n): own[~same][n].mean() for n in names
+        }
+        kept = [run["kept"] for run in data["runs"] if run["method"] == method]
+        rows[method] |= {("captions", k): np.mean([run[k] for run in kept]) for k in ("CLIP", "FID", "KID x 1000")}
+    rows["base"] |= {("captions", k): data["base"]["kept"][k] for k in ("CLIP", "FID", "KID x 1000")}
+    table = pd.DataFrame(rows).T
+    table.columns = [f"{part}: {name}" for part, name in table.columns]
+    order = [f"{part}: {n}" for n in names for part in ("erased", "kept")]
+    order += [c for c in table.columns if c.startswith("captions")]
+    return table[order].rename_axis("one model a style")
