@@ -5,14 +5,17 @@ import copy
 import pytest
 import torch
 
+from erasekit import training
 from erasekit.adapters import Adapter
 from erasekit.artifacts import fingerprint
 from erasekit.baselines import METHODS, erase, settings
 from erasekit.baselines.mace import shared_tokens
 from erasekit.baselines.uce import ridge
-from erasekit.guidance import Guidance, SafeLatentDiffusion
+from erasekit.checkpoints import seeded
+from erasekit.guidance import Guidance, NegativePrompt, SafeLatentDiffusion
 from erasekit.sampling import sample
 from erasekit.text import encode
+from erasekit.trajectories import ROLL, roll
 
 TRAINED = ["esd-x", "esd-u", "ca", "mace", "spm", "receler", "eap", "age", "kpop", "kpop-adversarial"]
 PROMPTS, SEEDS = ["a picture of a church", "a picture of a dog"], [0, 1]
@@ -112,6 +115,66 @@ def guided(world, guide):
 def test_ca_teaches_nothing_when_target_and_anchor_are_the_same(small, monkeypatch):
     monkeypatch.setattr(type(small), "anchor", lambda self, concept: concept)
     assert made(small, "ca").info["history"][0]["removal"] < 1e-12
+
+
+def test_ca_s_first_loss_by_hand_with_diffusers_own_noising(small, unet):
+    ours = made(small, "ca", retain=()).info["history"][0]["removal"]
+    clean = roll(small, [(small.prompt(small.anchor("church")), "")], 0, **ROLL).clean
+    generator = seeded("ablation", 0, 0)
+    which = torch.randint(clean.shape[-4], (2,), generator=generator)
+    t = torch.randint(1000, (2,), generator=generator)
+    noise = torch.randn(2, *clean.shape[-3:], generator=generator)
+    noised = small.pipe.scheduler.add_noise(clean.reshape(-1, *clean.shape[-3:])[which], noise, t)
+    with torch.no_grad():
+        said, wanted = (
+            unet(noised, t, encode(small.pipe, [f"a picture of a {name}"]).expand(2, -1, -1)).sample
+            for name in ("church", small.anchor("church"))
+        )
+    assert ours == pytest.approx((said - wanted).square().mean().item(), rel=1e-4)
+
+
+def test_age_as_printed_runs_and_its_adversary_sees_more_than_as_released(small):
+    # Two candidates and one step of ascent: what differs is the adversary's gradient, and so the choices that follow.
+    few = {"steps": 6, "adversary_lr": 1.0, "lr": 1e-2, "temperature": 2.0}
+    printed, again, released = (made(small, "age", detached=d, **few) for d in (False, False, True))
+    assert printed.info["history"] == again.info["history"]
+    assert printed.info["history"] != released.info["history"]
+
+
+def test_rece_without_rounds_is_uce(small):
+    ours, theirs = made(small, "rece", rounds=0), made(small, "uce")
+    assert all(torch.equal(tensor, theirs.delta[name]) for name, tensor in ours.delta.items())
+
+
+def test_the_empty_negative_prompt_is_plain_guidance(small):
+    assert torch.equal(guided(small, NegativePrompt(5.0, "")), guided(small, Guidance(5.0)))
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_a_killed_training_goes_on_to_the_same_result(small, method, tmp_path, monkeypatch):
+    config = settings(method, steps=2, batch=2, retain=("fish", ""))
+    straight, predict, calls = erase(small, ["church"], method, config, progress=False), training.Bench.predict, []
+
+    def counted(self, *arguments):
+        calls.append(1)
+        if len(calls) == limit:
+            raise KeyboardInterrupt
+        return predict(self, *arguments)
+
+    monkeypatch.setattr(training, "SAVE_EVERY", -1)
+    monkeypatch.setattr(training.Bench, "predict", counted)
+    limit = 0
+    erase(small, ["church"], method, config, progress=False)
+    limit = len(calls)  # the last prediction of the second step
+    calls.clear()
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        erase(small, ["church"], method, config, path, progress=False)
+    limit = 0
+    resumed = erase(small, ["church"], method, config, path, progress=False)
+    assert resumed.info["history"] == straight.info["history"]
+    assert all(torch.equal(tensor, straight.delta[name]) for name, tensor in resumed.delta.items())
+    assert all(torch.equal(tensor, straight.adapters[name]) for name, tensor in resumed.adapters.items())
 
 
 def test_mace_shares_every_token_of_equal_sentences_and_none_of_the_word(small):
