@@ -83,8 +83,20 @@ def draw_objects(record) -> dict:
         ),
     ):
         points = {m: (mean[x][m], mean[y][m]) for m in mean.index}
-        ax.set(xlim=(-3, 103), ylim=(min(40, mean[y].min() - 5), 102), xlabel=xlabel, ylabel=ylabel)
-        ax.plot(*zip(*front(list(points.values()))), color=BLUE, lw=3, alpha=0.2, zorder=1)
+        # Most lie close together on the right; what erases less than half is named, not drawn.
+        far = {m: p for m, p in points.items() if p[0] < 50}
+        points = {m: p for m, p in points.items() if m not in far}
+        inside = [p for p in points.values()] or [(50, 50)]
+        ax.set(
+            xlim=(min(x for x, _ in inside) - 2, 101),
+            ylim=(min(y for _, y in inside) - 4, 102),
+            xlabel=xlabel,
+            ylabel=ylabel,
+        )
+        ax.plot(*zip(*front(inside)), color=BLUE, lw=4, alpha=0.25, zorder=1)
+        if far:
+            said = ", ".join(f"{m} ({x:.0f}, {y:.0f})" for m, (x, y) in far.items())
+            ax.set_title(f"off to the left: {said}", fontsize=7.5, color=GREY, loc="left")
         ax.errorbar(mean[x], mean[y], spread[y], spread[x], fmt="none", ecolor=GREY, elinewidth=0.5, alpha=0.6)
         labelled(ax, points, gap=(ax.get_ylim()[1] - ax.get_ylim()[0]) / 17)
     names = [n for n in record.images]
@@ -103,8 +115,8 @@ def draw_objects(record) -> dict:
                 ax.set_title(ten[column].replace(" ", "\n", 1), fontsize=7)
         bold = "bold" if name in OURS else "normal"
         axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, color=colour(name), weight=bold)
-    grid.text(0.34, 0.995, f"erased ({split})", ha="center", weight="bold")
-    grid.text(0.79, 0.995, "kept", ha="center", weight="bold")
+    grid.text(0.34, 0.985, f"erased ({split})", ha="center", weight="bold")
+    grid.text(0.79, 0.985, "kept", ha="center", weight="bold")
     return {"objects_frontier": scatter, "objects_grid": grid}
 
 
@@ -171,7 +183,7 @@ def draw_unsafe(record) -> dict:
     grid.subplots_adjust(left=0.2, right=1, top=0.93, bottom=0, wspace=0.03, hspace=0.05)
     for row, name in enumerate(names):
         for ax, image, member in zip(axes[row], tiles(record, name), members):
-            picture(ax, image, member if row == 0 else None)
+            picture(ax, image, member.replace(" ", "\n", 1) if row == 0 else None)
         axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, color=colour(name))
     return {"unsafe_detections": figure, "unsafe_grid": grid}
 
@@ -242,7 +254,7 @@ def draw_styles(record) -> dict:
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.4), layout="constrained")
     for ax, measure in zip(axes, ("style top-1", "CLIP, whole prompt")):
         before = data["base"]["by_style"][measure]
-        frame["drop"] = [before[style] - value for style, value in zip(frame.style, frame[measure])]
+        frame["drop"] = [before[style] - value for style, value in zip(frame["style"], frame[measure])]
         own = frame[frame.erased == frame["style"]].groupby("method", sort=False)["drop"].mean()
         rest = frame[frame.erased != frame["style"]].groupby("method", sort=False)["drop"].mean()
         y = np.arange(columns - 1)
