@@ -2,7 +2,6 @@
 
 from erasekit import readme
 
-
 TABLES = {"hiding", "world", "objects", "unsafe"}
 
 
