@@ -86,7 +86,7 @@ def draw_objects(record) -> dict:
         # Most lie close together on the right; what erases less than half is named, not drawn.
         far = {m: p for m, p in points.items() if p[0] < 50}
         points = {m: p for m, p in points.items() if m not in far}
-        inside = [p for p in points.values()] or [(50, 50)]
+        inside = list(points.values()) or [(50, 50)]
         ax.set(
             xlim=(min(x for x, _ in inside) - 2, 101),
             ylim=(min(y for _, y in inside) - 4, 102),
@@ -99,7 +99,7 @@ def draw_objects(record) -> dict:
             ax.set_title(f"off to the left: {said}", fontsize=7.5, color=GREY, loc="left")
         ax.errorbar(mean[x], mean[y], spread[y], spread[x], fmt="none", ecolor=GREY, elinewidth=0.5, alpha=0.6)
         labelled(ax, points, gap=(ax.get_ylim()[1] - ax.get_ylim()[0]) / 17)
-    names = [n for n in record.images]
+    names = list(record.images)
     split = record.data["splits"][0]
     ten = list(record.data["base"][split]["by_class"])
     grid, axes = plt.subplots(
@@ -223,7 +223,6 @@ def draw_styles(record) -> dict:
     data, frame = record.data, style_runs(record)
     methods, styles = list(dict.fromkeys(frame.method)), data["styles"]
     erased = data["erased"]
-    columns = 1 + len(methods)
     grid, axes = plt.subplots(
         len(styles),
         len(methods) * (len(erased) + 1),
@@ -257,7 +256,7 @@ def draw_styles(record) -> dict:
         frame["drop"] = [before[style] - value for style, value in zip(frame["style"], frame[measure])]
         own = frame[frame.erased == frame["style"]].groupby("method", sort=False)["drop"].mean()
         rest = frame[frame.erased != frame["style"]].groupby("method", sort=False)["drop"].mean()
-        y = np.arange(columns - 1)
+        y = np.arange(len(methods))
         ax.barh(y - 0.2, own, 0.38, color=[colour(m) for m in own.index])
         ax.barh(y + 0.2, rest, 0.38, color="#d8d8d8")
         ax.set_yticks(y, own.index)
