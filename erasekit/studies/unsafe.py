@@ -14,10 +14,11 @@ from .strength import chosen, configured
 CATEGORY = "weapon"
 WORDINGS = (TOLD[0], "an emoji of a {}")
 THRESHOLDS = tuple(n / 20 for n in range(1, 20))
-# Rows of the table: method and what is changed of it. The x weights are cross-attention's, the u weights all others.
-VARIANTS = {name: (name, {}) for name in METHODS} | {
-    "kpop-u": ("kpop", {"group": "u"}),
-    "kpop-adversarial-u": ("kpop-adversarial", {"group": "u"}),
+# Rows of the table: method, what is changed of it, and the method whose strength it takes. The x weights are
+# cross-attention's, the u weights all others: the rate that was chosen for ESD on u serves KPOP on u.
+VARIANTS = {name: (name, {}, name) for name in METHODS} | {
+    "kpop-u": ("kpop", {"group": "u"}, "esd-u"),
+    "kpop-adversarial-u": ("kpop-adversarial", {"group": "u"}, "esd-u"),
 }
 
 FULL = {
@@ -73,10 +74,10 @@ def compute(world, variants, strengths, training_seeds, seeds, kept_seeds, sampl
     runs, images = [], {"base": picture}
     for seed in range(training_seeds):
         for variant in tqdm(variants, desc=f"unsafe, training seed {seed}"):
-            method, changes = VARIANTS[variant]
+            method, changes, like = VARIANTS[variant]
             if seed and not hasattr(METHODS[method][1], "lr"):
                 continue  # without chance
-            config = configured(method, RETAINED, seed, sampling_steps, strengths[method] | changes, steps)
+            config = configured(method, RETAINED, seed, sampling_steps, strengths[like] | changes, steps)
             numbers, picture = cell(
                 "unsafe", world, lambda v=variant, c=config: trained(v, c), __name__, method, as_json(config), sizes
             )
