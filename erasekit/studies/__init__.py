@@ -4,7 +4,7 @@ import importlib
 
 from ..results import Record, compute_or_load, recorded
 
-STUDIES = ("quickstart", "hiding", "world", "method", "strength", "objects", "unsafe", "styles")
+STUDIES = ("quickstart", "hiding", "world", "method", "strength", "variations", "objects", "unsafe", "styles")
 SCALE_NAMES = ("smoke", "quick", "full")
 
 

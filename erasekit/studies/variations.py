@@ -1,0 +1,86 @@
+"""04: what of KPOP moves the frontier. One setting varied at a time, on concepts and seeds that no table reports."""
+
+from tqdm.auto import tqdm
+
+from ..baselines import METHODS, erase
+from ..worlds import RETAINED, TUNING, TUNING_KEPT
+from .panel import as_json, cell, opened, rates
+from .strength import configured
+
+# Row -> method, and what is changed of its strength.
+VARIATIONS = {
+    "kpop": ("kpop", {}),
+    "transfer steps 2": ("kpop", {"transfer_steps": 2}),
+    "lambda 0.3": ("kpop", {"lam": 0.3}),
+    "lambda 3": ("kpop", {"lam": 3.0}),
+    "m 3": ("kpop", {"m": 3}),
+    "place mid": ("kpop", {"place": "mid"}),
+    "place mid+up": ("kpop", {"place": "mid+up"}),
+    "retain weight 3": ("kpop", {"retain_weight": 3.0}),
+    "error on x0": ("kpop", {"error": "x0"}),
+    "eta 2": ("kpop", {"eta": 2.0}),
+    "keys and values": ("kpop", {"group": "kv"}),
+    "twice the steps": ("kpop", {"steps": 300, "lr": 1e-4}),
+    "esd-x": ("esd-x", {}),
+    "ca": ("ca", {"lr": 4e-4}),
+    "spm": ("spm", {"anchor_weight": 30.0}),
+}
+LR = 2e-4  # what the sweep chose for KPOP and for ESD-x
+# Each five is erased once, while the other is kept.
+HALVES = ((TUNING, TUNING_KEPT), (TUNING_KEPT, TUNING))
+
+FULL = {
+    "variations": list(VARIATIONS),
+    "scales": [0.7, 0.85, 1.0, 1.2],
+    "seeds": 10,
+    "first_seed": 1000,
+    "key_seeds": 4,
+    "training_seed": 100,
+    "sampling_steps": 8,
+    "steps": None,
+}
+SCALES = {
+    "smoke": FULL
+    | {"variations": ["kpop", "spm"], "scales": [1.0], "seeds": 1, "key_seeds": 1, "sampling_steps": 2, "steps": 1},
+    "quick": FULL | {"variations": ["kpop", "retain weight 3", "keys and values", "spm"]},
+    "full": FULL,
+}
+
+
+def compute(world, variations, scales, seeds, first_seed, key_seeds, training_seed, sampling_steps, steps):
+    """ESR-1, ESR-5 and PSR-1 in percent along theta + scale (theta' - theta), a curve from one training."""
+    runs = []
+    for name in tqdm(variations, desc="variations"):
+        method, changes = VARIATIONS[name]
+        strength = ({"lr": LR} if method in ("kpop", "esd-x") else {}) | changes | ({"steps": steps} if steps else {})
+        config = configured(method, RETAINED, training_seed, sampling_steps, strength)
+        for gone, kept in HALVES:
+
+            def measure(method=method, config=config, gone=gone, kept=kept):
+                made = erase(world, list(gone), method, config, progress=False)
+                found = {}
+                if made.keys:
+                    found["with the key"] = opened(world, made, gone, key_seeds, sampling_steps)
+                seen = range(first_seed, first_seed + seeds)
+                asked = [(world.prompt(c), c, seed) for c in gone + kept for seed in seen]
+                # An adapter is no step from theta; it has its one strength.
+                found["curve"] = [
+                    {"scale": scale}
+                    | rates(world, scaled(world, made, scale), asked, len(gone) * seeds, sampling_steps)
+                    for scale in (scales if made.delta else [1.0])
+                ]
+                return found, None
+
+            parts = method, as_json(config), gone, kept, scales, seeds, first_seed, key_seeds, sampling_steps
+            found, _ = cell("variations", world, measure, METHODS[method][0].__module__, __name__, *parts)
+            runs.append({"variation": name, "method": method, "erased": list(gone)} | found)
+    data = {"N": seeds, "seeds": [first_seed, first_seed + seeds - 1], "training_seed": training_seed, "runs": runs}
+    return data, {}
+
+
+def scaled(world, made, scale: float):
+    """The erasure whose weights are theta + scale (theta' - theta)."""
+    theta = dict(world.pipe.unet.named_parameters())
+    delta = {name: theta[name].detach().cpu() for name in made.delta}
+    delta = {name: base + scale * (made.delta[name] - base) for name, base in delta.items()}
+    return type(made)(delta, made.keys, made.info, made.adapters)
