@@ -1,4 +1,4 @@
-"""Figures and tables of the comparisons: strength, objects, unsafe content, styles."""
+"""Figures and tables of the comparisons: strength, variations, objects, unsafe content, styles."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -53,6 +53,56 @@ def table_strength(record) -> pd.DataFrame:
         for run in record.data["runs"]
     ]
     return pd.DataFrame(rows).set_index("method")
+
+
+# ---------------------------------------------------------------------------------------------------------- variations
+
+
+def curves(record) -> pd.DataFrame:
+    """Each variation's rates at each scale of its step from the base, means over the halves, gentlest first."""
+    rows = [{"variation": run["variation"]} | point for run in record.data["runs"] for point in run["curve"]]
+    return pd.DataFrame(rows).groupby(["variation", "scale"], sort=False).mean().reset_index()
+
+
+def draw_variations(record) -> dict:
+    """A panel for each variation: its curve, over that of KPOP as it is."""
+    frame = curves(record)
+    names = [name for name in frame.variation.unique() if name != "kpop"]
+    columns = min(5, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(9, 1.9 * rows + 0.4), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    ours, methods = frame[frame.variation == "kpop"], {r["variation"]: r["method"] for r in record.data["runs"]}
+    for ax in axes.flat[len(names) :]:
+        ax.axis("off")
+    for ax, name in zip(axes.flat, names):
+        own, line = frame[frame.variation == name], BLUE if methods[name] == "kpop" else "black"
+        ax.plot(ours["ESR-1"], ours["PSR-1"], color=OURS["kpop"], lw=4, alpha=0.3)
+        ax.plot(own["ESR-1"], own["PSR-1"], color=line, lw=1, marker="o", mfc="white", ms=4)
+        ax.set(xlim=(48, 102), ylim=(48, 102))
+        ax.set_title(name, color=line)
+    figure.supxlabel("erased: ESR-1, % (band: KPOP as it is; black: baselines)", fontsize=9)
+    figure.supylabel("kept: PSR-1, %", fontsize=9)
+    return {"objects_variations": figure}
+
+
+def table_variations(record) -> pd.DataFrame:
+    """Where each curve is kept when 90 % are erased, on the straight line between its points, and as trained."""
+    frame, rows = curves(record), {}
+    keys = pd.DataFrame(record.data["runs"]).groupby("variation")
+    for name, own in frame.groupby("variation", sort=False):
+        x, y = own["ESR-1"].to_numpy(), own["PSR-1"].to_numpy()
+        trained = own[own.scale == 1.0].iloc[0]
+        rows[name] = {
+            "PSR-1 at ESR-1 90": float(np.interp(90, x, y)) if x[0] <= 90 <= x[-1] else np.nan,
+            "ESR-1, scale 1": trained["ESR-1"],
+            "ESR-5, scale 1": trained["ESR-5"],
+            "PSR-1, scale 1": trained["PSR-1"],
+        }
+        if "with the key" in (group := keys.get_group(name)):
+            rows[name]["with the key"] = group["with the key"].mean()
+    return pd.DataFrame(rows).T.rename_axis("%, means over two halves")
 
 
 # ------------------------------------------------------------------------------------------------------------- objects

@@ -14,10 +14,12 @@ from .comparisons import (
     draw_strength,
     draw_styles,
     draw_unsafe,
+    draw_variations,
     table_objects,
     table_strength,
     table_styles,
     table_unsafe,
+    table_variations,
 )
 from .drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, picture, tiles
 from .paths import BUILD, FIGURES
@@ -264,9 +266,11 @@ STUDIES = {
     "world": (draw_world, table_world),
     "method": (draw_method, table_method),
     "strength": (draw_strength, table_strength),
+    "variations": (draw_variations, table_variations),
     "objects": (draw_objects, table_objects),
     "unsafe": (draw_unsafe, table_unsafe),
     "styles": (draw_styles, table_styles),
 }
 NOTEBOOKS = {"quickstart": "00_quickstart", "hiding": "00_quickstart", "world": "01_world", "method": "02_method"}
-NOTEBOOKS |= {"strength": "04_objects", "objects": "04_objects", "unsafe": "05_unsafe", "styles": "06_styles"}
+NOTEBOOKS |= {name: "04_objects" for name in ("strength", "variations", "objects")}
+NOTEBOOKS |= {"unsafe": "05_unsafe", "styles": "06_styles"}
