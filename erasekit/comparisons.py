@@ -271,34 +271,32 @@ def style_runs(record) -> pd.DataFrame:
 def draw_styles(record) -> dict:
     """For each method a grid whose diagonal must change, and erased against kept by the style judge and by CLIP."""
     data, frame = record.data, style_runs(record)
-    methods, styles = list(dict.fromkeys(frame.method)), data["styles"]
-    erased = data["erased"]
+    methods, styles, erased = list(dict.fromkeys(frame.method)), data["styles"], data["erased"]
+    columns = ["base"] + [name for method in methods for name in ("", *(f"{method}.{gone}" for gone in erased))]
     grid, axes = plt.subplots(
         len(styles),
-        len(methods) * (len(erased) + 1),
-        figsize=(0.5 * len(methods) * (len(erased) + 1) + 1.2, 0.52 * len(styles) + 0.7),
+        len(columns),
+        figsize=(0.5 * len(columns) + 0.9, 0.52 * len(styles) + 0.7),
         squeeze=False,
-        width_ratios=([1] * len(erased) + [0.35]) * len(methods),
+        width_ratios=[1 if name else 0.35 for name in columns],
     )
-    grid.subplots_adjust(left=0.08, right=1, top=0.82, bottom=0, wspace=0.04, hspace=0.04)
-    for ax in axes.flat:
-        ax.axis("off")
-    for block, method in enumerate(methods):
-        for column, gone in enumerate(erased):
-            at = block * (len(erased) + 1) + column
-            for row, image in enumerate(tiles(record, f"{method}.{gone}")):
-                ax = axes[row, at]
-                ax.axis("on")
-                picture(ax, image)
-                if styles[row] == gone:
-                    ax.spines[:].set(visible=True, color="#d1603d", linewidth=1.6)
-            axes[0, at].set_title(gone, fontsize=6, rotation=30, ha="left", x=0.2)
-        axes[0, block * (len(erased) + 1)].text(
-            0, 1.75, method, transform=axes[0, block * (len(erased) + 1)].transAxes, weight="bold", color=colour(method)
-        )
-    for row, style in enumerate(styles):
-        axes[row, 0].set_ylabel(style, rotation=0, ha="right", va="center", fontsize=7)
-    grid.text(0, 0.97, "erased:", fontsize=7)
+    grid.subplots_adjust(left=0.07, right=1, top=0.82, bottom=0, wspace=0.04, hspace=0.04)
+    for column, name in zip(axes.T, columns):
+        if not name:
+            for ax in column:
+                ax.axis("off")
+            continue
+        method, _, gone = name.partition(".")
+        for ax, image, style in zip(column, tiles(record, name), styles):
+            picture(ax, image)
+            if style == gone:
+                ax.spines[:].set(visible=True, color="#d1603d", linewidth=1.6)
+        if gone:
+            column[0].set_title(gone, fontsize=6, rotation=30, ha="left", x=0.2)
+        if gone in ("", erased[0]):
+            column[0].text(0, 1.75, method, transform=column[0].transAxes, weight="bold", color=colour(method))
+    for ax, style in zip(axes[:, 0], styles):
+        ax.set_ylabel(style, rotation=0, ha="right", va="center", fontsize=7)
 
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.4), layout="constrained")
     for ax, measure in zip(axes, ("style top-1", "CLIP, whole prompt")):
@@ -318,21 +316,15 @@ def draw_styles(record) -> dict:
 
 
 def table_styles(record) -> pd.DataFrame:
-    """Means over the five models: the erased style, and the four others."""
+    """Means over the models, one for each style: the erased style / the four others; and captions of what is kept."""
     frame, data = style_runs(record), record.data
-    names = list(data["base"]["by_style"])
-    base = {name: np.mean(list(values.values())) for name, values in data["base"]["by_style"].items()}
-    rows = {"base": {(part, n): base[n] for n in names for part in ("erased", "kept")}}
+    captions = ("CLIP", "FID", "KID x 1000")
+    rows = {"base": {name: f"{np.mean(list(v.values())):.1f}" for name, v in data["base"]["by_style"].items()}}
+    rows["base"] |= {f"kept captions: {k}": data["base"]["kept"][k] for k in captions}
     for method, own in frame.groupby("method", sort=False):
-        same = own.erased == own["style"]
-        rows[method] = {("erased", n): own[same][n].mean() for n in names} | {
-            ("kept", n): own[~same][n].mean() for n in names
-        }
+        gone = own.erased == own["style"]
+        rows[method] = {n: f"{own[gone][n].mean():.1f} / {own[~gone][n].mean():.1f}" for n in data["base"]["by_style"]}
         kept = [run["kept"] for run in data["runs"] if run["method"] == method]
-        rows[method] |= {("captions", k): np.mean([run[k] for run in kept]) for k in ("CLIP", "FID", "KID x 1000")}
-    rows["base"] |= {("captions", k): data["base"]["kept"][k] for k in ("CLIP", "FID", "KID x 1000")}
+        rows[method] |= {f"kept captions: {k}": np.mean([run[k] for run in kept]) for k in captions}
     table = pd.DataFrame(rows).T
-    table.columns = [f"{part}: {name}" for part, name in table.columns]
-    order = [f"{part}: {n}" for n in names for part in ("erased", "kept")]
-    order += [c for c in table.columns if c.startswith("captions")]
-    return table[order].rename_axis("one model a style")
+    return table.astype({f"kept captions: {k}": float for k in captions}).rename_axis("erased style / the others")
