@@ -2,7 +2,7 @@
 
 from erasekit import readme
 
-TABLES = {"hiding", "world", "objects", "unsafe"}
+TABLES = {"hiding", "world", "objects", "unsafe", "styles"}
 
 
 def test_tables_agree_with_their_records(capsys):
