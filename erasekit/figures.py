@@ -60,7 +60,10 @@ def note(manifest: Path, name: str, record) -> None:
 def source(record) -> str:
     """N, seeds and reading, as every table says them."""
     data = record.data
-    parts = [f"N = {data['N']} images a class" if "N" in data else "", f"seeds {data['seeds'][0]} to {data['seeds'][1]}"]
+    parts = [
+        f"N = {data['N']} images a class" if "N" in data else "",
+        f"seeds {data['seeds'][0]} to {data['seeds'][1]}",
+    ]
     parts += [f"training seeds: {data['training_seeds']}"] if "training_seeds" in data else []
     parts += [f"reading: {data['reading']}"] if "reading" in data else []
     return ", ".join(p for p in parts if p)
