@@ -6,6 +6,19 @@ import pandas as pd
 
 from .drawing import BLUE, GREY, OURS, colour, front, labelled, picture, tiles
 
+
+def panels(count: int):
+    """A figure of small panels on shared axes, five in a row, and its axes in reading order."""
+    columns = min(5, count)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(9, 2.0 * rows + 0.2), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for ax in axes.flat[count:]:
+        ax.axis("off")
+    return figure, axes.flat
+
+
 # ------------------------------------------------------------------------------------------------------------ strength
 
 
@@ -13,19 +26,8 @@ def draw_strength(record) -> dict:
     """One curve a method, from its gentlest to its strongest setting; the chosen one is filled."""
     runs, chosen = pd.DataFrame(record.data["runs"]), record.data["chosen"]
     methods = list(chosen)
-    columns = min(5, len(methods))
-    figure, axes = plt.subplots(
-        -(-len(methods) // columns),
-        columns,
-        figsize=(9, 2.0 * -(-len(methods) // columns) + 0.2),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for ax in axes.flat[len(methods) :]:
-        ax.axis("off")
-    for ax, method in zip(axes.flat, methods):
+    figure, axes = panels(len(methods))
+    for ax, method in zip(axes, methods):
         own = runs[runs.method == method]
         ax.axvspan(95, 103, color=BLUE, alpha=0.08, lw=0)
         ax.plot(own["ESR-1"], own["PSR-1"], color=colour(method), lw=1, marker="o", mfc="white", ms=5)
@@ -68,15 +70,9 @@ def draw_variations(record) -> dict:
     """A panel for each variation: its curve, over that of KPOP as it is."""
     frame = curves(record)
     names = [name for name in frame.variation.unique() if name != "kpop"]
-    columns = min(5, len(names))
-    rows = -(-len(names) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(9, 1.9 * rows + 0.4), sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, axes = panels(len(names))
     ours, methods = frame[frame.variation == "kpop"], {r["variation"]: r["method"] for r in record.data["runs"]}
-    for ax in axes.flat[len(names) :]:
-        ax.axis("off")
-    for ax, name in zip(axes.flat, names):
+    for ax, name in zip(axes, names):
         own, line = frame[frame.variation == name], BLUE if methods[name] == "kpop" else "black"
         ax.plot(ours["ESR-1"], ours["PSR-1"], color=OURS["kpop"], lw=4, alpha=0.3)
         ax.plot(own["ESR-1"], own["PSR-1"], color=line, lw=1, marker="o", mfc="white", ms=4)
