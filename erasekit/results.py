@@ -4,10 +4,12 @@ import ast
 import datetime
 import hashlib
 import importlib.metadata
+import io
 import json
 import platform
 import subprocess
 import time
+import tokenize
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -94,11 +96,24 @@ def imports(path: Path) -> set[Path]:
 
 @cache
 def code_hash(*modules: str) -> str:
-    """Hash of the sources that decide the numbers of these modules (dotted names)."""
+    """Hash of the sources that decide the numbers of these modules (dotted names), comments and docstrings apart."""
     digest = hashlib.sha256()
     for path in sorted(set().union(*map(sources, modules))):
-        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+        digest.update(path.relative_to(ROOT).as_posix().encode() + substance(path.read_text(encoding="utf-8")).encode())
     return digest.hexdigest()[:16]
+
+
+def substance(source: str) -> str:
+    """Python source without docstrings, comments and empty lines: what is left can change a number."""
+    lines, documented = source.splitlines(), (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            lines[token.start[0] - 1] = lines[token.start[0] - 1][: token.start[1]]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
+            first = node.body[0]
+            lines[first.lineno - 1 : first.end_lineno] = [""] * (first.end_lineno - first.lineno + 1)
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 @cache

@@ -167,8 +167,18 @@ def test_the_code_hash_follows_what_a_study_imports_and_nothing_else(tree, name,
     (tree / "erasekit" / "losses.py").write_text("g = 1")
     before = code_hash("erasekit.studies.new")
     path = tree / "erasekit" / name
-    path.write_text(path.read_text() + "\n# after")
+    path.write_text(path.read_text() + "\nafter = 1")
     assert (code_hash("erasekit.studies.new") != before) == counts
+
+
+def test_the_code_hash_is_blind_to_comments_docstrings_and_empty_lines_and_to_nothing_else():
+    plain = 'def f(x):\n    y = "# no comment"\n    return x'
+    told = (
+        '"""Module."""\n\n# why\ndef f(x):\n    """Two\n    lines."""\n\n    y = "# no comment"  # said\n    return x\n'
+    )
+    assert results.substance(told) == plain
+    assert results.substance(plain.replace("x", "z")) != plain
+    assert results.substance(plain.replace("# no", "# a")) != plain
 
 
 def code_hash(module):
