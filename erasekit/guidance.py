@@ -67,12 +67,13 @@ class FacilitatedTransport(Guidance):
     """SPM's use of its adapters (Lyu et al., arXiv 2312.16145): each opens as far as the prompt is about its concept.
 
     The multiplier of concept n is max(cosine of the flattened embeddings, share of the concept's tokens in the prompt). It
-    enters once, m up(down(h)); the published code applies it to both factors, so that its effect goes with the square.
+    enters once, m up(down(h)); the published code applies it to both factors, so that its effect goes with the square. With
+    `always`, every adapter is fully open for every prompt.
     """
 
-    def __init__(self, scale: float, adapter, concepts: list[str], texts: list[str]):
+    def __init__(self, scale: float, adapter, concepts: list[str], texts: list[str], always: bool = False):
         super().__init__(scale)
-        self.adapter, self.concepts, self.texts = adapter, concepts, texts
+        self.adapter, self.concepts, self.texts, self.always = adapter, concepts, texts, always
 
     def begin(self, pipe, prompts):
         super().begin(pipe, prompts)
@@ -83,4 +84,5 @@ class FacilitatedTransport(Guidance):
             return set(pipe.tokenizer(text, truncation=True).input_ids[1:-1])
 
         shared = [[len(words(p) & words(c)) / len(words(c)) for c in self.concepts] for p in prompts]
-        self.adapter.multiplier = torch.maximum(cosine, torch.tensor(shared).to(cosine)).clamp(min=0)
+        multiplier = torch.maximum(cosine, torch.tensor(shared).to(cosine)).clamp(min=0)
+        self.adapter.multiplier = torch.ones_like(multiplier) if self.always else multiplier

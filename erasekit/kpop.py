@@ -8,7 +8,10 @@ import torch
 from . import losses
 from .artifacts import Erasure
 from .attention import PLACES, Prompt, augment, initial_prompt
+from .text import encode
 from .training import Bench, Student, WeightTraining, accept, update
+
+TARGETS = ("neutral", "anchor")
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,9 @@ class KPOP(WeightTraining):
     # Prompted layers: "mid", "mid+up" or "all"; the paper's objects use "mid", which recovers less here.
     place: str = "all"
     m: int = 10  # prompt length
-    eta: float = 1.0  # strength of the neutral target
+    # What removal pulls the concept to: "neutral", the paper's, or "anchor", a retained object as in CA (arXiv 2303.13516).
+    target: str = "neutral"
+    eta: float = 1.0  # how far beyond it, away from the concept
     lam: float = 1.0  # weight of the prompted term in removal (the paper's lambda, or b in the adversarial reading)
     transfer_steps: int = 1  # prompt updates before each model update
     prompt_lr: float = 3e-2  # Adam, prompts
@@ -29,6 +34,7 @@ class KPOP(WeightTraining):
         super().__post_init__()
         accept("reading", self.reading, losses.READINGS)
         accept("place", self.place, PLACES)
+        accept("target", self.target, TARGETS)
         if self.transfer_steps < 0:
             raise ValueError(f"transfer_steps={self.transfer_steps} is not possible: it is at least 0")
 
@@ -46,6 +52,9 @@ def kpop(
     starts = [initial_prompt(world.concept_tokens(c).float(), config.m) for c in concepts]
     p_k, p_v = (torch.nn.Parameter(torch.stack(side).to(bench.device)) for side in zip(*((p.k, p.v) for p in starts)))
 
+    if config.target == "anchor":
+        anchors = encode(world.pipe, [text for c in concepts for text in world.anchors(c)])
+
     def prompt_of(b) -> Prompt:
         owner = bench.owner[b.index[: b.n]]
         return Prompt(p_k[owner], p_v[owner])
@@ -59,6 +68,13 @@ def kpop(
             with slot.holding(prompt_of(b)):
                 return bench.predict(b.z[: b.n], b.t[: b.n], b.text[: b.n])
 
+        def target(b) -> torch.Tensor:
+            if config.target == "neutral":
+                return bench.target(b, config.eta)
+            with student.frozen():
+                eps_a = bench.predict(b.z[: b.n], b.t[: b.n], anchors[b.index[: b.n].to(bench.device)])
+            return losses.neutral_target(b.eps[: b.n], eps_a, config.eta)
+
         def step(n: int) -> dict[str, float]:
             said = {}
             # Stage 1, knowledge transfer: the prompts learn to draw the concept through theta'.
@@ -70,7 +86,7 @@ def kpop(
 
             # Stage 2, knowledge removal: without the prompts theta' draws something neutral, and what is retained stays.
             b = bench.draw("removal", n)
-            y, weight = bench.target(b, config.eta), b.weight[: b.n]
+            y, weight = target(b), b.weight[: b.n]
             plain = bench.predict(b.z, b.t, b.text)
             held_to = losses.prompted_target(config.reading, b.eps[: b.n], y)
             l_removal = (weight * losses.removal(plain[: b.n], y)).mean()

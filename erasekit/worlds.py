@@ -135,6 +135,10 @@ class World:
         own, *others = encode(self.pipe, [self.prompt(concept), *map(self.prompt, candidates)]).flatten(1)
         return candidates[int(torch.cosine_similarity(torch.stack(others), own[None]).argmax())]
 
+    def anchors(self, concept: str) -> list[str]:
+        """For each of its subjects, what this world does draw: the nearest retained object, or the same object in no style."""
+        return [towards or self.prompt(self.anchor(concept)) for _, towards in self.subjects(concept)]
+
     def concept_tokens(self, concept: str) -> torch.Tensor:
         """The text encoder's outputs (n, d_ctx) at the concept's own tokens, from which a learnable prompt starts."""
         count = len(self.pipe.tokenizer(concept, truncation=True).input_ids) - 2  # without start and end

@@ -17,7 +17,8 @@ from erasekit.sampling import sample
 from erasekit.text import encode
 from erasekit.trajectories import ROLL, roll
 
-TRAINED = ["esd-x", "esd-u", "ca", "mace", "spm", "receler", "eap", "age", "kpop", "kpop-adversarial"]
+TRAINED = ["esd-x", "esd-u", "ca", "mace", "spm", "receler", "eap", "age", "kpop", "kpop-anchor"]
+TRAINED += ["kpop-adversarial"]
 PROMPTS, SEEDS = ["a picture of a church", "a picture of a dog"], [0, 1]
 
 
@@ -52,6 +53,22 @@ def test_every_method_erases_repeats_itself_and_leaves_the_base_alone(small, met
 
 def test_esd_with_eta_minus_one_has_nothing_to_do_at_first(small):
     assert made(small, "esd-x", eta=-1.0).info["history"][0]["removal"] < 1e-9
+
+
+def test_kpop_towards_an_anchor_has_nothing_to_do_at_first_when_that_is_the_concept(small, monkeypatch):
+    assert made(small, "kpop-anchor").info["history"][0]["removal"] > 1e-6
+    monkeypatch.setattr(type(small), "anchor", lambda self, concept: concept)
+    assert made(small, "kpop-anchor").info["history"][0]["removal"] < 1e-12
+
+
+def test_without_transport_every_adapter_of_spm_is_open_for_every_prompt(small):
+    gated, always = (made(small, "spm", transport=transport) for transport in (True, False))
+    assert all(torch.equal(tensor, always.adapters[name]) for name, tensor in gated.adapters.items()), "trained alike"
+    for erasure, everywhere in ((gated, False), (always, True)):
+        with erasure.applied(small.pipe.unet):
+            guide = erasure.guide(5.0)
+            guide.begin(small.pipe, PROMPTS)
+            assert bool((guide.adapter.multiplier == 1).all()) == everywhere
 
 
 @pytest.mark.parametrize("method", ["eap", "age"])

@@ -37,6 +37,7 @@ METHODS = {
     "eap": (eap, EAP, {}),
     "age": (age, AGE, {}),
     "kpop": (kpop, KPOP, {}),
+    "kpop-anchor": (kpop, KPOP, {"target": "anchor", "eta": 0.0}),
     "kpop-adversarial": (kpop, KPOP, {"reading": "adversarial", "lam": 0.1}),
 }
 

@@ -32,7 +32,7 @@ def ca(world, concepts: list[str], config: CA | None = None, checkpoint=None, pr
     """
     config = config or CA()
     bench = Bench(world, concepts, config, "ca")
-    anchors = [base or world.prompt(world.anchor(c)) for c in concepts for _, base in world.subjects(c)]
+    anchors = [text for c in concepts for text in world.anchors(c)]
     clean = roll(world, [(anchor, "") for anchor in anchors], config.seed, **ROLL).clean
     embeddings = encode(world.pipe, anchors)
     with Student(bench.unet, config.group).training() as student, start_token_cut(bench.unet):

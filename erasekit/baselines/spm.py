@@ -19,6 +19,9 @@ class SPM(Training):
     lr: float = 3e-3
     eta: float = 1.0
     anchor_weight: float = 1.0  # with 1,000 nothing is erased within the steps taken here
+    transport: bool = (
+        True  # False leaves every adapter open for every prompt, to see what opening them by prompt is worth
+    )
 
 
 def spm(world, concepts: list[str], config: SPM | None = None, checkpoint=None, progress=True) -> Erasure:
@@ -64,6 +67,7 @@ def spm(world, concepts: list[str], config: SPM | None = None, checkpoint=None, 
         "kind": "facilitated transport",
         "concepts": list(concepts),
         "texts": [world.subjects(c)[0][0] for c in concepts],
+        "always": not config.transport,
     }
     adapters = {name: t.detach().cpu() for name, t in tensors.items()}
     return bench.erasure(history, adapters=adapters, adapter="low-rank", guidance=rule)

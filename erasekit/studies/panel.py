@@ -92,6 +92,7 @@ def questions(world, split: tuple[str, ...], seeds: int, few_seeds: int) -> dict
 
 
 def judged_panel(world, made, split, seeds, few_seeds, sampling_steps):
+    """Rates in percent for every question about a split, and one image of each of the ten classes, the erased first."""
     parts = questions(world, split, seeds, few_seeds)
     asked = [q for part in parts.values() for q in part]
     images, labels = drawn(world, made, asked, sampling_steps), [label for _, label, _ in asked]
@@ -99,7 +100,6 @@ def judged_panel(world, made, split, seeds, few_seeds, sampling_steps):
     where, start = {}, 0
     for name, part in parts.items():
         where[name] = slice(start, start := start + len(part))
-    esr = [name for name in parts if name == "erased" or name in FORMS]
     rates = {
         "ESR-1": percent(~first[where["erased"]]),
         "ESR-5": percent(~five[where["erased"]]),
@@ -107,7 +107,7 @@ def judged_panel(world, made, split, seeds, few_seeds, sampling_steps):
         "PSR-5": percent(five[where["kept"]]),
         "others": percent(first[where["others"]]),
         "neighbours": percent(first[where["neighbours"]]),
-        "forms": {name: percent(~first[where[name]]) for name in esr if name != "erased"},
+        "forms": {name: percent(~first[where[name]]) for name in FORMS},
         "by_class": {
             c: percent(first[[label == c and n < where["kept"].stop for n, label in enumerate(labels)]])
             for c in dict.fromkeys(labels[: where["kept"].stop])

@@ -5,9 +5,9 @@ from tqdm.auto import tqdm
 from ..baselines import METHODS, erase
 from ..worlds import RETAINED, TUNING, TUNING_KEPT
 from .panel import as_json, cell, opened, rates
-from .strength import configured
+from .strength import chosen, configured
 
-# Row -> method, and what is changed of its strength.
+# Row -> method, and what is changed of the strength that was chosen for it.
 VARIATIONS = {
     "kpop": ("kpop", {}),
     "transfer steps 2": ("kpop", {"transfer_steps": 2}),
@@ -19,18 +19,23 @@ VARIATIONS = {
     "retain weight 3": ("kpop", {"retain_weight": 3.0}),
     "error on x0": ("kpop", {"error": "x0"}),
     "eta 2": ("kpop", {"eta": 2.0}),
+    "lambda 0.3, eta 2": ("kpop", {"lam": 0.3, "eta": 2.0}),
     "keys and values": ("kpop", {"group": "kv"}),
     "twice the steps": ("kpop", {"steps": 300, "lr": 1e-4}),
+    "anchor": ("kpop-anchor", {}),
+    "anchor, no prompt": ("kpop-anchor", {"lam": 0.0, "transfer_steps": 0}),
     "esd-x": ("esd-x", {}),
-    "ca": ("ca", {"lr": 4e-4}),
-    "spm": ("spm", {"anchor_weight": 30.0}),
+    "esd-x, eta 2": ("esd-x", {"eta": 2.0}),
+    "ca": ("ca", {}),
+    "spm": ("spm", {}),
+    "spm, always open": ("spm", {"transport": False}),
 }
-LR = 2e-4  # what the sweep chose for KPOP and for ESD-x
 # Each five is erased once, while the other is kept.
 HALVES = ((TUNING, TUNING_KEPT), (TUNING_KEPT, TUNING))
 
 FULL = {
     "variations": list(VARIATIONS),
+    "strengths": chosen(),
     "scales": [0.7, 0.85, 1.0, 1.2],
     "seeds": 10,
     "first_seed": 1000,
@@ -42,18 +47,17 @@ FULL = {
 SCALES = {
     "smoke": FULL
     | {"variations": ["kpop", "spm"], "scales": [1.0], "seeds": 1, "key_seeds": 1, "sampling_steps": 2, "steps": 1},
-    "quick": FULL | {"variations": ["kpop", "retain weight 3", "keys and values", "spm"]},
+    "quick": FULL | {"variations": ["kpop", "anchor"]},
     "full": FULL,
 }
 
 
-def compute(world, variations, scales, seeds, first_seed, key_seeds, training_seed, sampling_steps, steps):
+def compute(world, variations, strengths, scales, seeds, first_seed, key_seeds, training_seed, sampling_steps, steps):
     """ESR-1, ESR-5 and PSR-1 in percent along theta + scale (theta' - theta), a curve from one training."""
     runs = []
     for name in tqdm(variations, desc="variations"):
         method, changes = VARIATIONS[name]
-        strength = ({"lr": LR} if method in ("kpop", "esd-x") else {}) | changes | ({"steps": steps} if steps else {})
-        config = configured(method, RETAINED, training_seed, sampling_steps, strength)
+        config = configured(method, RETAINED, training_seed, sampling_steps, strengths[method] | changes, steps)
         for gone, kept in HALVES:
 
             def measure(method=method, config=config, gone=gone, kept=kept):
