@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 ADAPTERS = ("low-rank", "eraser")
+LAST = (".up", ".U")  # the tensors an adapter's output is linear in
 
 
 class Adapter:

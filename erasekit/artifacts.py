@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .adapters import Adapter
+from .adapters import LAST, Adapter
 from .attention import Prompt, check_width
 from .checkpoints import read_tensors, write_tensors
 from .guidance import FacilitatedTransport, Guidance, NegativePrompt, SafeLatentDiffusion
@@ -83,6 +83,20 @@ class Erasure:
             yield
         finally:
             self.remove(unet)
+
+    def scaled(self, unet, scale: float) -> "Erasure":
+        """The same erasure with its step from the base scaled: theta + scale (theta' - theta); adapters add scale times as much.
+
+        0 is the base, 1 is this erasure; keys stay as they are. `unet` is the base. Raises ValueError if it is not, or for a
+        method that works by guidance alone.
+        """
+        if not self.delta and not self.adapters:
+            raise ValueError(f"{self.info['method']!r} works by guidance alone: there is no step to scale")
+        self._check_base(unet, "delta")
+        theta = {name: p.detach().to("cpu", torch.float32) for name, p in unet.named_parameters() if name in self.delta}
+        delta = {name: theta[name] + scale * (tensor - theta[name]) for name, tensor in self.delta.items()}
+        adapters = {n: t * scale if n.endswith(LAST) else t for n, t in self.adapters.items()}
+        return Erasure(delta, dict(self.keys), self.info | {"scale": scale * self.info.get("scale", 1.0)}, adapters)
 
     def guide(self, scale: float) -> Guidance:
         """How images of the public model are guided; call it while the erasure is applied.

@@ -23,15 +23,15 @@ def panels(count: int):
 
 
 def draw_strength(record) -> dict:
-    """One curve a method, from its gentlest to its strongest setting; the chosen one is filled."""
+    """A panel a method: each setting a curve along its step from the base; what the comparison takes is filled."""
     runs, chosen = pd.DataFrame(record.data["runs"]), record.data["chosen"]
-    methods = list(chosen)
-    figure, axes = panels(len(methods))
-    for ax, method in zip(axes, methods):
+    figure, axes = panels(len(chosen))
+    for ax, (method, strength) in zip(axes, chosen.items()):
         own = runs[runs.method == method]
         ax.axvspan(95, 103, color=BLUE, alpha=0.08, lw=0)
-        ax.plot(own["ESR-1"], own["PSR-1"], color=colour(method), lw=1, marker="o", mfc="white", ms=5)
-        taken = own[[strength == chosen[method] for strength in own.strength]]
+        for _, line in own.groupby(own.settings.map(str), sort=False):
+            ax.plot(line["ESR-1"], line["PSR-1"], color=colour(method), lw=1, marker="o", mfc="white", ms=4)
+        taken = own[[run == strength for run in own[["settings", "scale"]].to_dict("records")]]
         ax.plot(taken["ESR-1"], taken["PSR-1"], "o", color=colour(method), ms=6)
         ax.set(xlim=(-5, 103), ylim=(-5, 103))
         ax.set_title(method, color=colour(method), weight="bold" if method in OURS else "normal")
@@ -41,20 +41,14 @@ def draw_strength(record) -> dict:
 
 
 def table_strength(record) -> pd.DataFrame:
-    """Every setting that was tried, with a star at the chosen one."""
-    chosen = record.data["chosen"]
-    rows = [
-        {
-            "method": run["method"],
-            "setting": ", ".join(
-                f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in run["strength"].items()
-            )
-            + (" *" if run["strength"] == chosen[run["method"]] else ""),
-            **{k: run[k] for k in ("ESR-1", "ESR-5", "PSR-1", "PSR-5")},
-        }
-        for run in record.data["runs"]
-    ]
-    return pd.DataFrame(rows).set_index("method")
+    """What the comparison takes of each method."""
+    chosen, rows = record.data["chosen"], {}
+    for run in record.data["runs"]:
+        if {"settings": run["settings"], "scale": run["scale"]} == chosen[run["method"]]:
+            how = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in run["settings"].items())
+            rates = {k: run.get(k, np.nan) for k in ("ESR-1", "ESR-5", "PSR-1", "with the key")}
+            rows[run["method"]] = {"setting": how, "scale of the step": run["scale"]} | rates
+    return pd.DataFrame(rows).T.fillna("").rename_axis("taken")
 
 
 # ---------------------------------------------------------------------------------------------------------- variations

@@ -7,11 +7,11 @@ import numpy as np
 
 plt.style.use(Path(__file__).with_name("erasekit.mplstyle"))
 BLUE, ORANGE, GREEN, PURPLE, GREY, GOLD = (c["color"] for c in plt.rcParams["axes.prop_cycle"])
-OURS = {"kpop": GREEN, "kpop-adversarial": ORANGE}
+OURS = {"kpop": GREEN, "kpop-anchor": PURPLE, "kpop-adversarial": ORANGE}
 
 
 def colour(method: str) -> str:
-    """Both readings of KPOP stand out from the baselines; a variant has its method's colour."""
+    """The forms of KPOP stand out from the baselines; a variant has its method's colour."""
     return OURS.get(method.removesuffix("-u") if method.startswith("kpop") else method, GREY)
 
 

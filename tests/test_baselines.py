@@ -71,6 +71,24 @@ def test_without_transport_every_adapter_of_spm_is_open_for_every_prompt(small):
             assert bool((guide.adapter.multiplier == 1).all()) == everywhere
 
 
+@pytest.mark.parametrize("method", ["esd-x", "uce", "spm", "receler", "kpop"])
+def test_a_scaled_erasure_goes_from_the_base_at_0_to_itself_at_1(small, method, tmp_path):
+    erasure = made(small, method)
+    images = [drawn(small, erasure.scaled(small.pipe.unet, scale)) for scale in (0.0, 1.0)]
+    assert torch.equal(images[0], drawn(small))
+    assert (images[1].float() - drawn(small, erasure).float()).abs().max() <= 1  # rounding
+    half = erasure.scaled(small.pipe.unet, 0.5)
+    half.save(tmp_path)
+    again = type(half).load(tmp_path, small.pipe.unet)
+    assert again.info["scale"] == 0.5 and again.keys.keys() == erasure.keys.keys()
+    assert again.scaled(small.pipe.unet, 0.5).info["scale"] == 0.25
+
+
+def test_what_works_by_guidance_alone_cannot_be_scaled(small):
+    with pytest.raises(ValueError, match="'sld' works by guidance alone"):
+        made(small, "sld").scaled(small.pipe.unet, 0.5)
+
+
 @pytest.mark.parametrize("method", ["eap", "age"])
 def test_what_is_retained_is_kept_exactly_at_first(small, method):
     assert made(small, method).info["history"][0]["retain"] < 1e-9

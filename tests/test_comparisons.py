@@ -30,11 +30,15 @@ def test_kid_is_unbiased_and_sees_a_shift():
     assert abs(same) < 0.1 < 1 < shifted
 
 
-def test_the_gentlest_strength_that_erases_enough_is_taken():
-    runs = [{"strength": {"lr": lr}, "ESR-1": esr} for lr, esr in ((1, 60.0), (2, 96.0), (3, 100.0))]
-    assert strength.choose(runs) == {"lr": 2}
-    assert strength.choose(runs[:1]) == {"lr": 1}
-    assert strength.choose([runs[0], {"strength": {"lr": 9}, "ESR-1": 50.0}]) == {"lr": 1}
+def test_of_what_erases_enough_that_is_taken_which_keeps_most_and_else_what_erases_most():
+    tried = ((1, 0.8, 60.0, 99.0), (1, 1.0, 95.0, 80.0), (2, 0.8, 96.0, 90.0), (2, 1.0, 100.0, 85.0))
+    runs = [
+        {"settings": {"lr": lr}, "scale": scale, "ESR-1": esr, "ESR-5": 0.0, "PSR-1": psr}
+        for lr, scale, esr, psr in tried
+    ]
+    assert strength.choose(runs) == {"settings": {"lr": 2}, "scale": 0.8}
+    assert strength.choose(runs[:2]) == {"settings": {"lr": 1}, "scale": 1.0}
+    assert strength.choose(runs[:1]) == {"settings": {"lr": 1}, "scale": 0.8}
 
 
 def test_nothing_a_strength_is_chosen_on_or_a_model_is_held_to_is_reported():

@@ -1,15 +1,14 @@
 """04: the paper's object splits, every method on the same images, seeds and sampler."""
 
-import time
 from dataclasses import fields
 from itertools import product
 
 from tqdm.auto import tqdm
 
-from ..baselines import METHODS, erase
+from ..baselines import METHODS
 from ..worlds import RETAINED, SPLITS
 from .panel import as_json, cell, judged_panel, opened, questions
-from .strength import chosen, configured
+from .strength import chosen, configured, trained
 
 RETAIN = {"named": RETAINED, "empty": ("",)}
 
@@ -64,13 +63,16 @@ def compute(
     ]
     runs, images = [], {}
     for option, seed, split, method in tqdm(wanted, desc="objects"):
-        config = configured(method, RETAIN[option], seed, sampling_steps, strengths[method], steps)
+        strength = strengths[method]
+        config = configured(method, RETAIN[option], seed, sampling_steps, strength["settings"], steps)
 
-        def measure(method=method, split=split, config=config):
-            return panel(world, method, SPLITS[split], config, *sizes)
+        def measure(method=method, split=split, config=config, scale=strength["scale"]):
+            return panel(world, method, SPLITS[split], config, scale, *sizes)
 
         module = METHODS[method][0].__module__
-        rates, picture = cell("objects", world, measure, module, method, split, as_json(config), sizes)
+        rates, picture = cell(
+            "objects", world, measure, module, method, split, as_json(config), strength["scale"], sizes
+        )
         runs.append({"method": method, "split": split, "training_seed": seed, "retain": option} | rates)
         if (option, seed, split) == (retain[0], 0, splits[0]):
             images[method] = picture
@@ -125,11 +127,9 @@ def worth_running(method: str, option: str, seed: int) -> bool:
     return (seed == 0 or "lr" in has) if option == "named" else (seed == 0 and "retain" in has)
 
 
-def panel(world, method, split, config, seeds, few_seeds, sampling_steps):
+def panel(world, method, split, config, scale, seeds, few_seeds, sampling_steps):
     """Train, draw, judge. Rates in percent, and one image of each of the ten classes, the erased first."""
-    began = time.time()
-    made = erase(world, list(split), method, config, progress=False)
-    seconds = round(time.time() - began, 1)
+    made, seconds = trained(world, split, method, config, scale)
     rates, picture = judged_panel(world, made, split, seeds, few_seeds, sampling_steps)
     if made.keys:
         rates["with the key"] = opened(world, made, split, few_seeds, sampling_steps)

@@ -9,22 +9,22 @@ from ..baselines import METHODS, erase, settings
 from ..paths import RECORDS
 from ..results import Record
 from ..worlds import RETAINED, TUNING, TUNING_KEPT
-from .panel import as_json, cell, rates
+from .panel import as_json, cell, opened, rates
 
-RATES = tuple({"lr": lr} for lr in (1e-4, 1.4e-4, 2e-4, 4e-4))
-# From gentle to strong. Methods that train the weights themselves share one sweep of the learning rate; the others are swept
-# around the setting that does something here.
+RATES = ({"lr": 2e-4}, {"lr": 4e-4})
+# Methods that train the weights themselves share their learning rates; the others are swept around the setting that does
+# something here. Each training is then a curve, along its step from the base.
 SWEEP = {
     "esd-x": RATES,
     "esd-u": RATES,
-    "ca": tuple({"lr": lr} for lr in (1e-4, 2e-4, 4e-4, 1e-3)),
-    "uce": tuple({"lam": lam} for lam in (5000.0, 500.0, 350.0, 200.0, 50.0)),
-    "rece": tuple({"lam": lam, "round_lam": lam, "rounds": 1} for lam in (5000.0, 2000.0, 1000.0, 500.0)),
+    "ca": RATES,
+    "uce": tuple({"lam": lam} for lam in (500.0, 200.0, 50.0)),
+    "rece": tuple({"lam": lam, "round_lam": lam, "rounds": 1} for lam in (2000.0, 500.0)),
     "sld": ({"level": "medium"}, {"level": "strong"}, {"level": "max"}),
     "np": ({},),
-    "mace": tuple({"lam": lam} for lam in (1000.0, 300.0, 100.0, 10.0)),
-    "spm": tuple({"anchor_weight": weight} for weight in (100.0, 30.0, 10.0, 1.0)),
-    "receler": ({"lr": 1e-3}, {"lr": 2e-3}, {"lr": 4e-3}),
+    "mace": tuple({"lam": lam} for lam in (300.0, 100.0)),
+    "spm": tuple({"anchor_weight": weight} for weight in (30.0, 10.0)),
+    "receler": ({"lr": 2e-3}, {"lr": 4e-3}),
     "eap": RATES,
     "age": RATES,
     "kpop": RATES,
@@ -32,49 +32,66 @@ SWEEP = {
     "kpop-adversarial": RATES,
 }
 ENOUGH = 95.0  # ESR-1 in percent at which methods are compared
+# Each five is erased once, while the other is kept.
+HALVES = ((TUNING, TUNING_KEPT), (TUNING_KEPT, TUNING))
 
 FULL = {
     "methods": list(SWEEP),
+    "step_scales": [0.6, 0.7, 0.8, 0.9, 1.0],
     "seeds": 10,
     "first_seed": 1000,
+    "key_seeds": 4,
     "training_seed": 100,
     "sampling_steps": 8,
     "steps": None,
 }
 SCALES = {
-    "smoke": FULL | {"methods": ["uce", "kpop"], "seeds": 1, "sampling_steps": 2, "steps": 1},
+    "smoke": FULL
+    | {"methods": ["uce", "kpop"], "step_scales": [1.0], "seeds": 1, "key_seeds": 1, "sampling_steps": 2, "steps": 1},
     "quick": FULL | {"methods": ["uce", "kpop"]},
     "full": FULL,
 }
 
 
-def compute(world, methods, seeds, first_seed, training_seed, sampling_steps, steps):
-    """For each method and strength: ESR-1, ESR-5, PSR-1, in percent, and the strength the comparison takes."""
-    wanted = [(method, changes) for method in methods for changes in SWEEP[method]]
-    asked = [(world.prompt(c), c, seed) for c in TUNING + TUNING_KEPT for seed in range(first_seed, first_seed + seeds)]
-    erased = len(TUNING) * seeds
+def compute(world, methods, step_scales, seeds, first_seed, key_seeds, training_seed, sampling_steps, steps):
+    """Rates in percent, means over the halves, for each method, setting and scale of its step; and what the comparison takes."""
+    sizes = (seeds, first_seed, key_seeds, sampling_steps)
     runs = []
-    for method, changes in tqdm(wanted, desc="strengths"):
+    for method, changes in tqdm([(m, changes) for m in methods for changes in SWEEP[m]], desc="strengths"):
         config = configured(method, RETAINED, training_seed, sampling_steps, changes, steps)
-
-        def measure(method=method, config=config):
-            began = time.time()
-            made = erase(world, list(TUNING), method, config, progress=False)
-            seconds = round(time.time() - began, 1)
-            return rates(world, made, asked, erased, sampling_steps) | {"seconds": seconds}, None
-
-        module = METHODS[method][0].__module__
-        found, _ = cell("strength", world, measure, module, method, as_json(config), seeds, first_seed, sampling_steps)
-        runs.append({"method": method, "strength": changes} | found)
+        halves = [curve(world, method, config, gone, kept, step_scales, *sizes) for gone, kept in HALVES]
+        for points in zip(*halves):
+            mean = {name: round(sum(p[name] for p in points) / len(points), 4) for name in points[0]}
+            runs.append({"method": method, "settings": changes} | mean)
     data = {
         "N": seeds,
         "seeds": [first_seed, first_seed + seeds - 1],
-        "erased": list(TUNING),
-        "kept": list(TUNING_KEPT),
+        "training_seed": training_seed,
+        "halves": [list(gone) for gone, _ in HALVES],
         "runs": runs,
         "chosen": {m: choose([r for r in runs if r["method"] == m]) for m in methods},
     }
     return data, {}
+
+
+def curve(world, method, config, gone, kept, step_scales, seeds, first_seed, key_seeds, sampling_steps) -> list[dict]:
+    """One training, seen along theta + scale (theta' - theta): rates in percent at each scale."""
+
+    def measure():
+        made, seconds = trained(world, gone, method, config)
+        asked = [(world.prompt(c), c, first_seed + n) for c in gone + kept for n in range(seeds)]
+        points = []
+        # A method that works by guidance alone takes no step.
+        for scale in step_scales if made.delta or made.adapters else [1.0]:
+            there = made.scaled(world.pipe.unet, scale) if scale != 1 else made
+            point = {"scale": scale} | rates(world, there, asked, len(gone) * seeds, sampling_steps)
+            if there.keys:
+                point["with the key"] = opened(world, there, gone, key_seeds, sampling_steps)
+            points.append(point | {"seconds": seconds})
+        return points, None
+
+    parts = as_json(config), gone, kept, step_scales, seeds, first_seed, key_seeds, sampling_steps
+    return cell("strength", world, measure, METHODS[method][0].__module__, method, *parts)[0]
 
 
 def configured(
@@ -86,13 +103,23 @@ def configured(
     return settings(method, **{k: v for k, v in shared.items() if k in has} | changes)
 
 
+def trained(world, concepts, method: str, config, scale: float = 1.0):
+    """The erasure, its step from the base scaled, and the seconds it took to train."""
+    began = time.time()
+    made = erase(world, list(concepts), method, config, progress=False)
+    seconds = round(time.time() - began, 1)
+    return (made if scale == 1 else made.scaled(world.pipe.unet, scale)), seconds
+
+
 def choose(runs: list[dict]) -> dict:
-    """The gentlest strength that erases enough; where none does, the one that erases most, the gentler of two equals."""
+    """Of the runs that erase enough, the one that keeps most; where none does, the one that erases most."""
     enough = [run for run in runs if run["ESR-1"] >= ENOUGH]
-    return (enough or [max(runs, key=lambda run: run["ESR-1"])])[0]["strength"]
+    by = ("PSR-1", "ESR-1", "ESR-5") if enough else ("ESR-1", "PSR-1", "ESR-5")
+    taken = max(enough or runs, key=lambda run: [run[name] for name in by])
+    return {"settings": taken["settings"], "scale": taken["scale"]}
 
 
 def chosen() -> dict[str, dict]:
-    """Each method's strength by the committed sweep over all methods. Empty where there is none yet."""
+    """Each method's settings and step scale by the committed sweep over all methods. Empty where there is none yet."""
     path = RECORDS / "emojinette" / "full" / "strength.json"
     return Record.read(path).data["chosen"] if path.exists() else {}

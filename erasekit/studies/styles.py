@@ -1,22 +1,20 @@
 """06: five house styles, one model for each: what goes, what stays, and what CLIP says of it."""
 
-import time
-
 import torch
 from tqdm.auto import tqdm
 
-from ..baselines import METHODS, erase
+from ..baselines import METHODS
 from ..metrics import clip_alignment, in_top, judged, perceptual_distance
 from ..worlds import RETAINED
 from .common import strip
 from .panel import as_json, bystanders, cell, drawn, hits, kept_images
-from .strength import chosen, configured
+from .strength import chosen, configured, trained
 
 FULL = {
     "methods": list(METHODS),
     "strengths": chosen(),
     "erased": ["noto", "twemoji", "openmoji", "fluent", "contrast"],
-    "training_seeds": 3,
+    "training_seeds": 1,
     "seeds": 2,
     "sampling_steps": 8,
     "steps": None,
@@ -26,12 +24,11 @@ SCALES = {
     | {
         "methods": ["uce", "kpop"],
         "erased": ["noto"],
-        "training_seeds": 1,
         "seeds": 1,
         "sampling_steps": 2,
         "steps": 1,
     },
-    "quick": FULL | {"methods": ["esd-x", "uce", "kpop"], "training_seeds": 1},
+    "quick": FULL | {"methods": ["uce", "kpop-anchor"]},
     "full": FULL,
 }
 
@@ -70,10 +67,8 @@ def compute(world, methods, strengths, erased, training_seeds, seeds, sampling_s
             "kept": kept_images(world, kept, drawn(world, made, kept, sampling_steps)),
         }, strip(images[1 * seeds :: len(ten) * seeds])
 
-    def trained(method, style, config):
-        began = time.time()
-        made = erase(world, [style], method, config, progress=False)
-        seconds = round(time.time() - began, 1)
+    def hidden(method, style, config, scale):
+        made, seconds = trained(world, [style], method, config, scale)
         numbers, picture = measure(drawn(world, made, asked, sampling_steps), made, style)
         return numbers | {"training_seconds": seconds}, picture
 
@@ -82,17 +77,10 @@ def compute(world, methods, strengths, erased, training_seeds, seeds, sampling_s
     for seed in range(training_seeds):
         wanted = [(m, s) for m in methods for s in erased if not seed or hasattr(METHODS[m][1], "lr")]
         for method, style in tqdm(wanted, desc=f"styles, training seed {seed}"):
-            config = configured(method, RETAINED, seed, sampling_steps, strengths[method], steps)
-            found, picture = cell(
-                "styles",
-                world,
-                lambda m=method, s=style, c=config: trained(m, s, c),
-                __name__,
-                method,
-                style,
-                as_json(config),
-                sizes,
-            )
+            config = configured(method, RETAINED, seed, sampling_steps, strengths[method]["settings"], steps)
+            how = method, style, config, strengths[method]["scale"]
+            parts = method, style, as_json(config), how[3], sizes
+            found, picture = cell("styles", world, lambda how=how: hidden(*how), __name__, *parts)
             runs.append({"method": method, "erased": style, "training_seed": seed} | found)
             images.setdefault(f"{method}.{style}", picture)
     return {

@@ -1,15 +1,13 @@
 """05: a category hidden by its own word, asked for by prompts that never say it."""
 
-import time
-
 from tqdm.auto import tqdm
 
-from ..baselines import METHODS, erase
+from ..baselines import METHODS
 from ..metrics import judged
 from ..worlds import RETAINED, TOLD
 from .common import rounded, strip
 from .panel import as_json, bystanders, cell, drawn, kept_images
-from .strength import chosen, configured
+from .strength import chosen, configured, trained
 
 CATEGORY = "weapon"
 WORDINGS = (TOLD[0], "an emoji of a {}")
@@ -30,7 +28,7 @@ FULL = {
     "sampling_steps": 8,
     "steps": None,
 }
-FEW = ["esd-x", "esd-u", "uce", "sld", "np", "kpop", "kpop-u"]
+FEW = ["esd-x", "esd-u", "uce", "sld", "kpop", "kpop-anchor", "kpop-u"]
 SCALES = {
     "smoke": FULL
     | {
@@ -63,10 +61,8 @@ def compute(world, variants, strengths, training_seeds, seeds, kept_seeds, sampl
             "kept": kept_images(world, kept, drawn(world, made, kept, sampling_steps)),
         }, strip(images[: len(members) * seeds : seeds])
 
-    def trained(variant, config):
-        began = time.time()
-        made = erase(world, [CATEGORY], VARIANTS[variant][0], config, progress=False)
-        seconds = round(time.time() - began, 1)
+    def hidden(method, config, scale):
+        made, seconds = trained(world, [CATEGORY], method, config, scale)
         numbers, picture = measure(made)
         return numbers | {"training_seconds": seconds}, picture
 
@@ -77,10 +73,10 @@ def compute(world, variants, strengths, training_seeds, seeds, kept_seeds, sampl
             method, changes, like = VARIANTS[variant]
             if seed and not hasattr(METHODS[method][1], "lr"):
                 continue  # without chance
-            config = configured(method, RETAINED, seed, sampling_steps, strengths[like] | changes, steps)
-            numbers, picture = cell(
-                "unsafe", world, lambda v=variant, c=config: trained(v, c), __name__, method, as_json(config), sizes
-            )
+            config = configured(method, RETAINED, seed, sampling_steps, strengths[like]["settings"] | changes, steps)
+            how = method, config, strengths[like]["scale"]
+            parts = method, as_json(config), how[2], sizes
+            numbers, picture = cell("unsafe", world, lambda how=how: hidden(*how), __name__, *parts)
             runs.append({"method": variant, "training_seed": seed} | numbers)
             images.setdefault(variant, picture)
     return {

@@ -2,12 +2,14 @@
 
 from tqdm.auto import tqdm
 
-from ..baselines import METHODS, erase
-from ..worlds import RETAINED, TUNING, TUNING_KEPT
+from ..baselines import METHODS
+from ..worlds import RETAINED
 from .panel import as_json, cell, opened, rates
-from .strength import chosen, configured
+from .strength import HALVES, configured, trained
 
-# Row -> method, and what is changed of the strength that was chosen for it.
+# Row -> method, and what is changed of the strong setting its curve starts from.
+STRONG = {"kpop": {"lr": 2e-4}, "kpop-anchor": {"lr": 2e-4}, "esd-x": {"lr": 2e-4}}
+STRONG |= {"ca": {"lr": 4e-4}, "spm": {"anchor_weight": 30.0}}
 VARIATIONS = {
     "kpop": ("kpop", {}),
     "transfer steps 2": ("kpop", {"transfer_steps": 2}),
@@ -30,12 +32,9 @@ VARIATIONS = {
     "spm": ("spm", {}),
     "spm, always open": ("spm", {"transport": False}),
 }
-# Each five is erased once, while the other is kept.
-HALVES = ((TUNING, TUNING_KEPT), (TUNING_KEPT, TUNING))
 
 FULL = {
     "variations": list(VARIATIONS),
-    "strengths": chosen(),
     "scales": [0.7, 0.85, 1.0, 1.2],
     "seeds": 10,
     "first_seed": 1000,
@@ -52,26 +51,25 @@ SCALES = {
 }
 
 
-def compute(world, variations, strengths, scales, seeds, first_seed, key_seeds, training_seed, sampling_steps, steps):
+def compute(world, variations, scales, seeds, first_seed, key_seeds, training_seed, sampling_steps, steps):
     """ESR-1, ESR-5 and PSR-1 in percent along theta + scale (theta' - theta), a curve from one training."""
     runs = []
     for name in tqdm(variations, desc="variations"):
         method, changes = VARIATIONS[name]
-        config = configured(method, RETAINED, training_seed, sampling_steps, strengths[method] | changes, steps)
+        config = configured(method, RETAINED, training_seed, sampling_steps, STRONG[method] | changes, steps)
         for gone, kept in HALVES:
 
             def measure(method=method, config=config, gone=gone, kept=kept):
-                made = erase(world, list(gone), method, config, progress=False)
+                made, _ = trained(world, gone, method, config)
                 found = {}
                 if made.keys:
                     found["with the key"] = opened(world, made, gone, key_seeds, sampling_steps)
                 seen = range(first_seed, first_seed + seeds)
                 asked = [(world.prompt(c), c, seed) for c in gone + kept for seed in seen]
-                # An adapter is no step from theta; it has its one strength.
                 found["curve"] = [
                     {"scale": scale}
-                    | rates(world, scaled(world, made, scale), asked, len(gone) * seeds, sampling_steps)
-                    for scale in (scales if made.delta else [1.0])
+                    | rates(world, made.scaled(world.pipe.unet, scale), asked, len(gone) * seeds, sampling_steps)
+                    for scale in scales
                 ]
                 return found, None
 
@@ -80,11 +78,3 @@ def compute(world, variations, strengths, scales, seeds, first_seed, key_seeds, 
             runs.append({"variation": name, "method": method, "erased": list(gone)} | found)
     data = {"N": seeds, "seeds": [first_seed, first_seed + seeds - 1], "training_seed": training_seed, "runs": runs}
     return data, {}
-
-
-def scaled(world, made, scale: float):
-    """The erasure whose weights are theta + scale (theta' - theta)."""
-    theta = dict(world.pipe.unet.named_parameters())
-    delta = {name: theta[name].detach().cpu() for name in made.delta}
-    delta = {name: base + scale * (made.delta[name] - base) for name, base in delta.items()}
-    return type(made)(delta, made.keys, made.info, made.adapters)
