@@ -11,7 +11,7 @@ from ..results import Record
 from ..worlds import RETAINED, TUNING, TUNING_KEPT
 from .panel import as_json, cell, opened, rates
 
-RATES = ({"lr": 2e-4}, {"lr": 4e-4})
+RATES = ({"lr": 2e-4}, {"lr": 4e-4}, {"lr": 8e-4})
 # Methods that train the weights themselves share their learning rates; the others are swept around the setting that does
 # something here. Each training is then a curve, along its step from the base.
 SWEEP = {
