@@ -157,7 +157,32 @@ def draw_objects(record) -> dict:
         axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, color=colour(name), weight=bold)
     grid.text(0.34, 0.985, f"erased ({split})", ha="center", weight="bold")
     grid.text(0.79, 0.985, "kept", ha="center", weight="bold")
-    return {"objects_frontier": scatter, "objects_grid": grid}
+    return {"objects_frontier": scatter, "objects_grid": grid} | draw_retain(record)
+
+
+def draw_retain(record) -> dict:
+    """What retaining ten named objects changes against retaining the empty text, where a record holds both."""
+    frame = object_runs(record)
+    frame = frame[frame.training_seed == 0]
+    means = frame.groupby(["retain", "method"], sort=False)[["ESR-1", "PSR-1", "others"]].mean()
+    options = list(record.config["retain"])
+    if len(options) < 2:
+        return {}
+    named, empty = (means.loc[option] for option in options)
+    methods = [m for m in named.index if m in empty.index]
+    figure, axes = plt.subplots(1, 3, figsize=(9.4, 0.26 * len(methods) + 0.9), sharey=True, layout="constrained")
+    titles = {"ESR-1": "erased: ESR-1, %", "PSR-1": "kept: PSR-1, %", "others": "kept: all other objects, %"}
+    for ax, (rate, title) in zip(axes, titles.items()):
+        for y, m in enumerate(methods):
+            ax.plot([empty[rate][m], named[rate][m]], [y, y], color=colour(m), lw=1)
+            ax.scatter([empty[rate][m]], [y], s=26, facecolor="white", edgecolor=colour(m), zorder=3)
+            ax.scatter([named[rate][m]], [y], s=26, color=colour(m), zorder=3)
+        ax.set(title=title)
+        ax.title.set_fontsize(8)
+    axes[0].set_yticks(range(len(methods)), methods)
+    axes[0].invert_yaxis()
+    figure.supxlabel("open: the empty text is retained; filled: ten named objects", fontsize=8)
+    return {"objects_retain": figure}
 
 
 def table_objects(record) -> pd.DataFrame:
