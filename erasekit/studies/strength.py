@@ -18,7 +18,7 @@ SWEEP = {
     "esd-x": RATES,
     "esd-u": RATES,
     "ca": RATES,
-    "uce": tuple({"lam": lam} for lam in (500.0, 200.0, 50.0)),
+    "uce": tuple({"lam": lam} for lam in (500.0, 200.0, 150.0, 100.0, 50.0)),
     "rece": tuple({"lam": lam, "round_lam": lam, "rounds": 1} for lam in (2000.0, 500.0)),
     "sld": ({"level": "medium"}, {"level": "strong"}, {"level": "max"}),
     "np": ({},),
