@@ -67,7 +67,7 @@ def draw_variations(record) -> dict:
     figure, axes = panels(len(names))
     ours, methods = frame[frame.variation == "kpop"], {r["variation"]: r["method"] for r in record.data["runs"]}
     for ax, name in zip(axes, names):
-        own, line = frame[frame.variation == name], BLUE if methods[name] == "kpop" else "black"
+        own, line = frame[frame.variation == name], BLUE if methods[name].startswith("kpop") else "black"
         ax.plot(ours["ESR-1"], ours["PSR-1"], color=OURS["kpop"], lw=4, alpha=0.3)
         ax.plot(own["ESR-1"], own["PSR-1"], color=line, lw=1, marker="o", mfc="white", ms=4)
         ax.set(xlim=(48, 102), ylim=(48, 102))
@@ -78,14 +78,17 @@ def draw_variations(record) -> dict:
 
 
 def table_variations(record) -> pd.DataFrame:
-    """Where each curve is kept when 90 % are erased, on the straight line between its points, and as trained."""
+    """What each curve keeps where 95 % are erased, on straight lines between its points, and as trained.
+
+    A curve that begins above 95 keeps at least what it keeps where it begins; one that ends below has no value.
+    """
     frame, rows = curves(record), {}
     keys = pd.DataFrame(record.data["runs"]).groupby("variation")
     for name, own in frame.groupby("variation", sort=False):
-        x, y = own["ESR-1"].to_numpy(), own["PSR-1"].to_numpy()
+        x, y = np.maximum.accumulate(own["ESR-1"].to_numpy()), own["PSR-1"].to_numpy()
         trained = own[own.scale == 1.0].iloc[0]
         rows[name] = {
-            "PSR-1 at ESR-1 90": float(np.interp(90, x, y)) if x[0] <= 90 <= x[-1] else np.nan,
+            "PSR-1 at ESR-1 95": float(np.interp(95, x, y)) if x[-1] >= 95 else np.nan,
             "ESR-1, scale 1": trained["ESR-1"],
             "ESR-5, scale 1": trained["ESR-5"],
             "PSR-1, scale 1": trained["PSR-1"],
@@ -200,7 +203,7 @@ def table_objects(record) -> pd.DataFrame:
         name = method if option == "named" else f"{method}, retain “”"
         rows[name] = {
             c: f"{by_split[c].mean():.1f}"
-            + (f" ± {by_split[c].std():.1f}" if c in ("ESR-1", "PSR-1", "others") else "")
+            + (f" ± {by_split[c].std():.1f}" if len(by_split) > 1 and c in ("ESR-1", "PSR-1", "others") else "")
             + (
                 f" ({over_seeds[c]:.1f})"
                 if several and c in ("ESR-1", "PSR-1", "others") and over_seeds[c] >= 0
