@@ -28,7 +28,7 @@ SCALES = {
         "sampling_steps": 2,
         "steps": 1,
     },
-    "quick": FULL | {"methods": ["uce", "kpop-anchor"]},
+    "quick": FULL | {"methods": ["uce", "kpop", "kpop-anchor"]},
     "full": FULL,
 }
 
