@@ -22,6 +22,8 @@ from .paths import DATA, MODELS, RECORDS, ROOT
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy")
 # Code that decides how results are kept or found, not what they are.
 KEEPING = {"results.py", "paths.py"}
+# A study's settings: what a record was computed with is in its config, and compared there.
+SETTINGS = {"FULL", "SCALES"}
 
 
 def provenance(device, seconds: float) -> dict:
@@ -96,7 +98,7 @@ def imports(path: Path) -> set[Path]:
 
 @cache
 def code_hash(*modules: str) -> str:
-    """Hash of the sources that decide the numbers of these modules (dotted names), comments and docstrings apart."""
+    """Hash of the sources that decide the numbers of these modules (dotted names); see `substance`."""
     digest = hashlib.sha256()
     for path in sorted(set().union(*map(sources, modules))):
         digest.update(path.relative_to(ROOT).as_posix().encode() + substance(path.read_text(encoding="utf-8")).encode())
@@ -104,7 +106,7 @@ def code_hash(*modules: str) -> str:
 
 
 def substance(source: str) -> str:
-    """Python source without docstrings, comments and empty lines: what is left can change a number."""
+    """Python source without docstrings, comments, empty lines and a study's settings: what is left can change a number."""
     lines, documented = source.splitlines(), (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -112,8 +114,19 @@ def substance(source: str) -> str:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, documented) and ast.get_docstring(node) is not None:
             first = node.body[0]
-            lines[first.lineno - 1 : first.end_lineno] = [""] * (first.end_lineno - first.lineno + 1)
+            blank(lines, first)
+        if (
+            isinstance(node, ast.Assign)
+            and not node.col_offset
+            and SETTINGS & {getattr(t, "id", "") for t in node.targets}
+        ):
+            blank(lines, node)
     return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def blank(lines: list[str], node: ast.stmt) -> None:
+    """Empty a statement's lines."""
+    lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
 
 
 @cache

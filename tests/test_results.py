@@ -171,14 +171,16 @@ def test_the_code_hash_follows_what_a_study_imports_and_nothing_else(tree, name,
     assert (code_hash("erasekit.studies.new") != before) == counts
 
 
-def test_the_code_hash_is_blind_to_comments_docstrings_and_empty_lines_and_to_nothing_else():
+def test_the_code_hash_is_blind_to_comments_docstrings_empty_lines_and_settings_and_to_nothing_else():
     plain = 'def f(x):\n    y = "# no comment"\n    return x'
     told = (
         '"""Module."""\n\n# why\ndef f(x):\n    """Two\n    lines."""\n\n    y = "# no comment"  # said\n    return x\n'
+        'FULL = {\n    "seeds": 10,\n}\nSCALES = {"full": FULL}\n'
     )
     assert results.substance(told) == plain
     assert results.substance(plain.replace("x", "z")) != plain
     assert results.substance(plain.replace("# no", "# a")) != plain
+    assert results.substance(plain + "\nSWEEP = 1") != plain
 
 
 def code_hash(module):

@@ -19,9 +19,8 @@ class SPM(Training):
     lr: float = 3e-3
     eta: float = 1.0
     anchor_weight: float = 1.0  # with 1,000 nothing is erased within the steps taken here
-    transport: bool = (
-        True  # False leaves every adapter open for every prompt, to see what opening them by prompt is worth
-    )
+    # False leaves every adapter open for every prompt, to see what opening them by prompt is worth.
+    transport: bool = True
 
 
 def spm(world, concepts: list[str], config: SPM | None = None, checkpoint=None, progress=True) -> Erasure:

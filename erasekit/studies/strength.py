@@ -48,7 +48,7 @@ FULL = {
 SCALES = {
     "smoke": FULL
     | {"methods": ["uce", "kpop"], "step_scales": [1.0], "seeds": 1, "key_seeds": 1, "sampling_steps": 2, "steps": 1},
-    "quick": FULL | {"methods": ["uce", "kpop"]},
+    "quick": FULL | {"methods": ["uce", "kpop"], "step_scales": [0.8, 1.0], "seeds": 5},
     "full": FULL,
 }
 
@@ -111,15 +111,15 @@ def trained(world, concepts, method: str, config, scale: float = 1.0):
     return (made if scale == 1 else made.scaled(world.pipe.unet, scale)), seconds
 
 
-def choose(runs: list[dict]) -> dict:
+def choose(runs: list[dict], erased: str = "ESR-1", kept: str = "PSR-1", enough: float = ENOUGH) -> dict:
     """Of the runs that erase enough, the one that keeps most; where none does, the one that erases most."""
-    enough = [run for run in runs if run["ESR-1"] >= ENOUGH]
-    by = ("PSR-1", "ESR-1", "ESR-5") if enough else ("ESR-1", "PSR-1", "ESR-5")
-    taken = max(enough or runs, key=lambda run: [run[name] for name in by])
+    able = [run for run in runs if run[erased] >= enough]
+    by = (kept, erased, "ESR-5") if able else (erased, kept, "ESR-5")
+    taken = max(able or runs, key=lambda run: [run.get(name, 0) for name in by])
     return {"settings": taken["settings"], "scale": taken["scale"]}
 
 
-def chosen() -> dict[str, dict]:
+def chosen(study: str = "strength") -> dict[str, dict]:
     """Each method's settings and step scale by the committed sweep over all methods. Empty where there is none yet."""
-    path = RECORDS / "emojinette" / "full" / "strength.json"
+    path = RECORDS / "emojinette" / "full" / f"{study}.json"
     return Record.read(path).data["chosen"] if path.exists() else {}

@@ -46,7 +46,7 @@ FULL = {
 SCALES = {
     "smoke": FULL
     | {"variations": ["kpop", "spm"], "scales": [1.0], "seeds": 1, "key_seeds": 1, "sampling_steps": 2, "steps": 1},
-    "quick": FULL | {"variations": ["kpop", "anchor"]},
+    "quick": FULL | {"variations": ["kpop", "anchor"], "scales": [0.85, 1.0], "seeds": 5},
     "full": FULL,
 }
 
