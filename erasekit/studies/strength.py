@@ -111,11 +111,11 @@ def trained(world, concepts, method: str, config, scale: float = 1.0):
     return (made if scale == 1 else made.scaled(world.pipe.unet, scale)), seconds
 
 
-def choose(runs: list[dict], erased: str = "ESR-1", kept: str = "PSR-1", enough: float = ENOUGH) -> dict:
+def choose(runs: list[dict], enough: float = ENOUGH) -> dict:
     """Of the runs that erase enough, the one that keeps most; where none does, the one that erases most."""
-    able = [run for run in runs if run[erased] >= enough]
-    by = (kept, erased, "ESR-5") if able else (erased, kept, "ESR-5")
-    taken = max(able or runs, key=lambda run: [run.get(name, 0) for name in by])
+    able = [run for run in runs if run["ESR-1"] >= enough]
+    by = ("PSR-1", "ESR-1") if able else ("ESR-1", "PSR-1")
+    taken = max(able or runs, key=lambda run: [*(run[name] for name in by), run.get("ESR-5", 0.0)])
     return {"settings": taken["settings"], "scale": taken["scale"]}
 
 
