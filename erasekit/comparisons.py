@@ -24,29 +24,34 @@ def panels(count: int):
 
 def draw_strength(record) -> dict:
     """A panel a method: each setting a curve along its step from the base; what the comparison takes is filled."""
+    name, erased, kept = {
+        "strength": ("objects_strength", "ESR-1", "PSR-1"),
+        "style_strength": ("styles_strength", "the erased style is not seen", "other styles, style and object right"),
+    }[record.path.stem]
     runs, chosen = pd.DataFrame(record.data["runs"]), record.data["chosen"]
     figure, axes = panels(len(chosen))
     for ax, (method, strength) in zip(axes, chosen.items()):
         own = runs[runs.method == method]
-        ax.axvspan(95, 103, color=BLUE, alpha=0.08, lw=0)
+        ax.axvspan(record.data.get("enough", 95), 103, color=BLUE, alpha=0.08, lw=0)
         for _, line in own.groupby(own.settings.map(str), sort=False):
             ax.plot(line["ESR-1"], line["PSR-1"], color=colour(method), lw=1, marker="o", mfc="white", ms=4)
         taken = own[[run == strength for run in own[["settings", "scale"]].to_dict("records")]]
         ax.plot(taken["ESR-1"], taken["PSR-1"], "o", color=colour(method), ms=6)
         ax.set(xlim=(-5, 103), ylim=(-5, 103))
         ax.set_title(method, color=colour(method), weight="bold" if method in OURS else "normal")
-    figure.supxlabel("erased: ESR-1, % (shaded: enough)", fontsize=9)
-    figure.supylabel("kept: PSR-1, %", fontsize=9)
-    return {"objects_strength": figure}
+    figure.supxlabel(f"erased: {erased}, % (shaded: enough)", fontsize=9)
+    figure.supylabel(f"kept: {kept}, %", fontsize=9)
+    return {name: figure}
 
 
 def table_strength(record) -> pd.DataFrame:
     """What the comparison takes of each method."""
     chosen, rows = record.data["chosen"], {}
+    runs = pd.DataFrame(record.data["runs"])
     for run in record.data["runs"]:
         if {"settings": run["settings"], "scale": run["scale"]} == chosen[run["method"]]:
             how = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in run["settings"].items())
-            rates = {k: run.get(k, np.nan) for k in ("ESR-1", "ESR-5", "PSR-1", "with the key")}
+            rates = {k: run.get(k, np.nan) for k in ("ESR-1", "ESR-5", "PSR-1", "object", "with the key") if k in runs}
             rows[run["method"]] = {"setting": how, "scale of the step": run["scale"]} | rates
     return pd.DataFrame(rows).T.fillna("").rename_axis("taken")
 
@@ -166,7 +171,7 @@ def draw_objects(record) -> dict:
 def draw_retain(record) -> dict:
     """What retaining ten named objects changes against retaining the empty text, where a record holds both."""
     frame = object_runs(record)
-    frame = frame[frame.training_seed == 0]
+    frame = frame[(frame.training_seed == 0) & frame.split.isin(record.data["repeated"])]
     means = frame.groupby(["retain", "method"], sort=False)[["ESR-1", "PSR-1", "others"]].mean()
     options = list(record.config["retain"])
     if len(options) < 2:
@@ -184,12 +189,15 @@ def draw_retain(record) -> dict:
         ax.title.set_fontsize(8)
     axes[0].set_yticks(range(len(methods)), methods)
     axes[0].invert_yaxis()
-    figure.supxlabel("open: the empty text is retained; filled: ten named objects", fontsize=8)
+    where = ", ".join(record.data["repeated"])
+    figure.supxlabel(
+        f"open: the empty text is retained; filled: ten named objects ({where}, one training seed)", fontsize=8
+    )
     return {"objects_retain": figure}
 
 
 def table_objects(record) -> pd.DataFrame:
-    """Means over splits; after ±, the standard deviation over splits, and over training seeds where there are several."""
+    """Means over splits; after ± the standard deviation over splits, in brackets that over training seeds where repeated."""
     frame, several = object_runs(record), record.data["training_seeds"] > 1
     if "with the key" not in frame:
         frame["with the key"] = np.nan
@@ -200,7 +208,7 @@ def table_objects(record) -> pd.DataFrame:
     for (option, method), own in frame.groupby(["retain", "method"], sort=False):
         by_split = own.groupby("split")[columns].mean()
         over_seeds = own.groupby("split")[columns].std().mean()
-        name = method if option == "named" else f"{method}, retain “”"
+        name = method if option == "named" else f"{method}, retain “” ({', '.join(own.split.unique())})"
         rows[name] = {
             c: f"{by_split[c].mean():.1f}"
             + (f" ± {by_split[c].std():.1f}" if len(by_split) > 1 and c in ("ESR-1", "PSR-1", "others") else "")

@@ -273,8 +273,9 @@ STUDIES = {
     "variations": (draw_variations, table_variations),
     "objects": (draw_objects, table_objects),
     "unsafe": (draw_unsafe, table_unsafe),
+    "style_strength": (draw_strength, table_strength),
     "styles": (draw_styles, table_styles),
 }
 NOTEBOOKS = {"quickstart": "00_quickstart", "hiding": "00_quickstart", "world": "01_world", "method": "02_method"}
 NOTEBOOKS |= {name: "04_objects" for name in ("strength", "variations", "objects")}
-NOTEBOOKS |= {"unsafe": "05_unsafe", "styles": "06_styles"}
+NOTEBOOKS |= {"unsafe": "05_unsafe", "style_strength": "06_styles", "styles": "06_styles"}

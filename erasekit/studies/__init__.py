@@ -4,7 +4,8 @@ import importlib
 
 from ..results import Record, compute_or_load, recorded
 
-STUDIES = ("quickstart", "hiding", "world", "method", "strength", "variations", "objects", "unsafe", "styles")
+STUDIES = ("quickstart", "hiding", "world", "method", "strength", "variations", "objects", "unsafe")
+STUDIES += ("style_strength", "styles")
 SCALE_NAMES = ("smoke", "quick", "full")
 
 

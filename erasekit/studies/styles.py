@@ -3,18 +3,19 @@
 import torch
 from tqdm.auto import tqdm
 
-from ..baselines import METHODS
 from ..metrics import clip_alignment, in_top, judged, perceptual_distance
 from ..worlds import RETAINED
 from .common import strip
-from .panel import as_json, bystanders, cell, drawn, hits, kept_images
-from .strength import chosen, configured, trained
+from .hidden import hidden
+from .panel import bystanders, cell, drawn, hits, kept_images
+from .strength import chosen, configured
+from .style_strength import SWEEP
 
 FULL = {
-    "methods": list(METHODS),
-    "strengths": chosen(),
+    "methods": list(SWEEP),
+    "strengths": chosen("style_strength"),
     "erased": ["noto", "twemoji", "openmoji", "fluent", "contrast"],
-    "training_seeds": 1,
+    "training_seed": 0,
     "seeds": 2,
     "sampling_steps": 8,
     "steps": None,
@@ -28,12 +29,12 @@ SCALES = {
         "sampling_steps": 2,
         "steps": 1,
     },
-    "quick": FULL | {"methods": ["uce", "kpop", "kpop-anchor"]},
+    "quick": FULL | {"methods": ["uce", "kpop"], "erased": ["noto", "openmoji"]},
     "full": FULL,
 }
 
 
-def compute(world, methods, strengths, erased, training_seeds, seeds, sampling_steps, steps):
+def compute(world, methods, strengths, erased, training_seed, seeds, sampling_steps, steps):
     """For each method and erased style, each style asked for: judge, CLIP by form of the text, distance from the base."""
     styles, ten = list(world.styles), world.concepts("emojinette")
     asked = [(world.prompt(c, s), c, seed) for s in styles for c in ten for seed in range(seeds)]
@@ -67,28 +68,24 @@ def compute(world, methods, strengths, erased, training_seeds, seeds, sampling_s
             "kept": kept_images(world, kept, drawn(world, made, kept, sampling_steps)),
         }, strip(images[1 * seeds :: len(ten) * seeds])
 
-    def hidden(method, style, config, scale):
-        made, seconds = trained(world, [style], method, config, scale)
-        numbers, picture = measure(drawn(world, made, asked, sampling_steps), made, style)
-        return numbers | {"training_seconds": seconds}, picture
-
     numbers, picture = cell("styles", world, lambda: measure(base, None, None), __name__, "base", sizes)
     runs, images = [], {"base": picture}
-    for seed in range(training_seeds):
-        wanted = [(m, s) for m in methods for s in erased if not seed or hasattr(METHODS[m][1], "lr")]
-        for method, style in tqdm(wanted, desc=f"styles, training seed {seed}"):
-            config = configured(method, RETAINED, seed, sampling_steps, strengths[method]["settings"], steps)
-            how = method, style, config, strengths[method]["scale"]
-            parts = method, style, as_json(config), how[3], sizes
-            found, picture = cell("styles", world, lambda how=how: hidden(*how), __name__, *parts)
-            runs.append({"method": method, "erased": style, "training_seed": seed} | found)
-            images.setdefault(f"{method}.{style}", picture)
+    for method, style in tqdm([(m, s) for m in methods for s in erased], desc="styles"):
+        config = configured(method, RETAINED, training_seed, sampling_steps, strengths[method]["settings"], steps)
+
+        def measured(made, style=style):
+            return measure(drawn(world, made, asked, sampling_steps), made, style)
+
+        scale = strengths[method]["scale"]
+        found, picture = hidden("styles", world, [style], method, config, scale, measured, sizes)
+        runs.append({"method": method, "erased": style} | found)
+        images[f"{method}.{style}"] = picture
     return {
         "styles": styles,
         "erased": erased,
         "N": len(ten) * seeds,
         "seeds": [0, seeds - 1],
-        "training_seeds": training_seeds,
+        "training_seeds": 1,
         "strengths": {m: strengths[m] for m in methods},
         "base": numbers,
         "runs": runs,

@@ -6,8 +6,9 @@ from ..baselines import METHODS
 from ..metrics import judged
 from ..worlds import RETAINED, TOLD
 from .common import rounded, strip
-from .panel import as_json, bystanders, cell, drawn, kept_images
-from .strength import chosen, configured, trained
+from .hidden import hidden
+from .panel import bystanders, cell, drawn, kept_images
+from .strength import chosen, configured
 
 CATEGORY = "weapon"
 WORDINGS = (TOLD[0], "an emoji of a {}")
@@ -28,7 +29,6 @@ FULL = {
     "sampling_steps": 8,
     "steps": None,
 }
-FEW = ["esd-x", "esd-u", "uce", "sld", "kpop", "kpop-anchor", "kpop-u"]
 SCALES = {
     "smoke": FULL
     | {
@@ -39,7 +39,7 @@ SCALES = {
         "sampling_steps": 2,
         "steps": 1,
     },
-    "quick": FULL | {"variants": FEW, "training_seeds": 1},
+    "quick": FULL | {"variants": ["esd-x", "esd-u", "uce", "kpop", "kpop-anchor", "kpop-u"], "training_seeds": 1},
     "full": FULL,
 }
 
@@ -61,11 +61,6 @@ def compute(world, variants, strengths, training_seeds, seeds, kept_seeds, sampl
             "kept": kept_images(world, kept, drawn(world, made, kept, sampling_steps)),
         }, strip(images[: len(members) * seeds : seeds])
 
-    def hidden(method, config, scale):
-        made, seconds = trained(world, [CATEGORY], method, config, scale)
-        numbers, picture = measure(made)
-        return numbers | {"training_seconds": seconds}, picture
-
     base, picture = cell("unsafe", world, lambda: measure(None), __name__, "base", sizes)
     runs, images = [], {"base": picture}
     for seed in range(training_seeds):
@@ -74,9 +69,8 @@ def compute(world, variants, strengths, training_seeds, seeds, kept_seeds, sampl
             if seed and not hasattr(METHODS[method][1], "lr"):
                 continue  # without chance
             config = configured(method, RETAINED, seed, sampling_steps, strengths[like]["settings"] | changes, steps)
-            how = method, config, strengths[like]["scale"]
-            parts = method, as_json(config), how[2], sizes
-            numbers, picture = cell("unsafe", world, lambda how=how: hidden(*how), __name__, *parts)
+            scale = strengths[like]["scale"]
+            numbers, picture = hidden("unsafe", world, [CATEGORY], method, config, scale, measure, sizes)
             runs.append({"method": variant, "training_seed": seed} | numbers)
             images.setdefault(variant, picture)
     return {
