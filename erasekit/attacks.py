@@ -1,0 +1,178 @@
+"""What somebody without a key may try on a public model: find a key, invent words, or find a wording.
+
+The attacker has the public model and a few pictures of the concept, not the base model. All three attacks descend the
+diffusion loss on the pictures' latents x,
+    E || eps_theta'(z_t, t, text) - n ||^2,   z_t = sqrt(alpha_bar_t) x + sqrt(1 - alpha_bar_t) n:
+over a learnable prompt in cross-attention (a key of the attacker's own); over the embeddings of new words in place of the
+concept's (textual inversion, Gal et al., arXiv 2208.01618; against erasure, Pham et al., arXiv 2308.01508); or over words of
+the vocabulary put before the prompt (after UnlearnDiffAtk, Zhang et al., arXiv 2310.11868, with the projection of PEZ, Wen et
+al., arXiv 2302.03668, in place of projected gradients).
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from .attention import Prompt, augment, initial_prompt
+from .checkpoints import seeded
+from .emojinette.art import load_art
+from .text import encode
+from .training import gradients_off, update
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How much an attacker spends. Raises ValueError for budgets that do not grow."""
+
+    budgets: tuple[int, ...] = (25, 100, 400)  # steps after which what was found so far is kept
+    m: int = 4  # tokens, or words
+    batch: int = 8
+    lr: float = 1e-2  # Adam
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.budgets or min(self.budgets) < 1 or list(self.budgets) != sorted(set(self.budgets)):
+            raise ValueError(f"budgets={self.budgets!r} is not possible: give step counts from 1 on, in growing order")
+
+
+@dataclass
+class Shown:
+    """The attacker's pictures: latents (N, C, h, w), and the text each is asked for by."""
+
+    latents: torch.Tensor
+    texts: list[str]
+
+
+def pictures(world, concept: str, count: int, seed: int = 0) -> Shown:
+    """Up to `count` pictures of a concept from the art.
+
+    Of an object: its five styles. Of a category: its members, all under the category's name. Of a style: retained objects.
+    """
+    art = load_art()
+    if concept in world.styles:
+        wanted = [(o, concept, world.prompt(o, concept)) for o in world.concepts("retained")]
+    else:
+        wanted = [(o, s, world.prompt(concept)) for o in world.groups.get(concept, (concept,)) for s in world.styles]
+    pairs = zip(art.object_id.tolist(), art.style_id.tolist())
+    row = {(art.objects[o], art.styles[s]): n for n, (o, s) in enumerate(pairs)}
+    generator = seeded("pictures", concept, seed)
+    taken = [wanted[n] for n in torch.randperm(len(wanted), generator=generator)[:count].tolist()]
+    images, _ = art.draw(torch.tensor([row[o, s] for o, s, _ in taken]), generator, mirror=0.0, white=1.0)
+    vae = world.pipe.vae
+    with torch.no_grad():
+        latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mean * vae.config.scaling_factor
+    return Shown(latents, [text for _, _, text in taken])
+
+
+def find_key(world, erasure, concept: str, shown: Shown, attack: Attack) -> dict[int, Prompt]:
+    """A key of the attacker's own after each budget, started from the concept's tokens, in every cross-attention layer."""
+    start = initial_prompt(world.concept_tokens(concept).float(), attack.m)
+    k, v = (torch.nn.Parameter(side.to(world.pipe.device)) for side in (start.k, start.v))
+    texts = encode(world.pipe, shown.texts)
+    with augment(world.pipe.unet) as slot:
+
+        def predict(z, t, index):
+            with slot.holding(Prompt(k, v)):
+                return world.pipe.unet(z, t, texts[index]).sample
+
+        def found():
+            return Prompt(*(side.detach().cpu().clone() for side in (k, v)))
+
+        return descend(world, erasure, shown, attack, [k, v], predict, found)
+
+
+def invert(world, erasure, concept: str, shown: Shown, attack: Attack) -> dict[int, torch.Tensor]:
+    """Embeddings (m, width) of new words that stand where the concept's name stood, after each budget; see `spoken`."""
+    table = world.pipe.text_encoder.get_input_embeddings().weight.detach()
+    own = world.pipe.tokenizer(concept).input_ids[1:-1]
+    vectors = torch.nn.Parameter(table[[own[n % len(own)] for n in range(attack.m)]].clone().float())
+    texts = [text.replace(concept, marks(attack.m)) for text in shown.texts]
+    return speak(world, erasure, shown, texts, attack, vectors, lambda v: v)
+
+
+def find_words(world, erasure, concept: str, shown: Shown, attack: Attack) -> dict[int, torch.Tensor]:
+    """Embeddings (m, width), each of a word in the vocabulary, to say before the concept's prompt; see `spoken`.
+
+    They start from words drawn at random. Each step's gradient is taken at the nearest words and moves what they were
+    nearest to (PEZ).
+    """
+    table = world.pipe.text_encoder.get_input_embeddings().weight.detach().float()
+    start = torch.randint(len(table), (attack.m,), generator=seeded("words", concept, attack.seed))
+    vectors = torch.nn.Parameter(table[start.to(table.device)].clone())
+
+    def nearest(v):
+        words = table[torch.cdist(v.detach(), table).argmin(1)]
+        return v + (words - v).detach()
+
+    return speak(world, erasure, shown, [f"{marks(attack.m)} {text}" for text in shown.texts], attack, vectors, nearest)
+
+
+def speak(world, erasure, shown, texts, attack, vectors, project) -> dict[int, torch.Tensor]:
+    """Descend over the embeddings of the marks in `texts`, seen through `project`."""
+    with spoken(world.pipe, vectors.detach()):
+        encoder = world.pipe.text_encoder
+        tokens = world.pipe.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        name = next(n for n, p in encoder.named_parameters() if p is encoder.get_input_embeddings().weight)
+        rest = encoder.get_input_embeddings().weight.detach()[: -attack.m]
+        tokens = tokens.to(rest.device)
+
+        def predict(z, t, index):
+            weights = {name: torch.cat([rest, project(vectors).to(rest)])}
+            text = torch.func.functional_call(encoder, weights, (tokens[index],))[0]
+            return world.pipe.unet(z, t, text.to(z.dtype)).sample
+
+        with gradients_off(encoder):
+            return descend(
+                world, erasure, shown, attack, [vectors], predict, lambda: project(vectors).detach().cpu().clone()
+            )
+
+
+def descend(world, erasure, shown: Shown, attack: Attack, parameters, predict: Callable, found: Callable) -> dict:
+    """Adam on the diffusion loss of `predict(z, t, index)`; `found()` after each budget. The public model stays as it is."""
+    pipe = world.pipe
+    alphas = pipe.scheduler.alphas_cumprod.to(pipe.device)
+    adam = torch.optim.Adam(parameters, lr=attack.lr)
+    kept = {}
+    with gradients_off(pipe.unet), erasure.applied(pipe.unet):
+        # SPM's adapters open by prompt: here as far as they do for the concept's own.
+        erasure.guide(1.0).begin(pipe, shown.texts[:1] * attack.batch)
+        for n in range(max(attack.budgets)):
+            generator = seeded("attack", attack.seed, n)
+            index = torch.randint(len(shown.texts), (attack.batch,), generator=generator)
+            t = torch.randint(len(alphas), (attack.batch,), generator=generator).to(pipe.device)
+            x = shown.latents[index]
+            noise = torch.randn(x.shape, generator=generator).to(x)
+            alpha = alphas[t][:, None, None, None].to(x)
+            with world.autocast():
+                eps = predict(alpha.sqrt() * x + (1 - alpha).sqrt() * noise, t, index)
+            update(adam, (eps.float() - noise).square().mean(), parameters)
+            if n + 1 in attack.budgets:
+                kept[n + 1] = found()
+    return kept
+
+
+def marks(count: int) -> str:
+    """The new words, as they are said in a prompt."""
+    return " ".join(f"<new{n}>" for n in range(count))
+
+
+@contextmanager
+def spoken(pipe, vectors: torch.Tensor) -> Iterator[None]:
+    """The pipeline knows `marks(m)` as words with these embeddings (m, width), for the duration of a with block."""
+    before = pipe.tokenizer, pipe.text_encoder
+    pipe.tokenizer, pipe.text_encoder = map(copy.deepcopy, before)
+    try:
+        new = pipe.tokenizer.add_tokens(marks(len(vectors)).split())
+        if new != len(vectors):
+            raise ValueError(
+                f"the tokeniser knows some of {marks(len(vectors))!r} already: leave the other words first"
+            )
+        pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer), mean_resizing=False)
+        table = pipe.text_encoder.get_input_embeddings().weight
+        table.data[-new:] = vectors.to(table)
+        yield
+    finally:
+        pipe.tokenizer, pipe.text_encoder = before
