@@ -23,6 +23,18 @@ from .comparisons import (
 )
 from .drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, picture, tiles
 from .paths import BUILD, FIGURES
+from .questions import (
+    draw_attacks,
+    draw_clip_study,
+    draw_prompt_length,
+    draw_recovery,
+    draw_stability,
+    table_attacks,
+    table_clip_study,
+    table_prompt_length,
+    table_recovery,
+    table_stability,
+)
 
 
 def show(record) -> None:
@@ -275,7 +287,14 @@ STUDIES = {
     "unsafe": (draw_unsafe, table_unsafe),
     "style_strength": (draw_strength, table_strength),
     "styles": (draw_styles, table_styles),
+    "prompt_length": (draw_prompt_length, table_prompt_length),
+    "clip_study": (draw_clip_study, table_clip_study),
+    "recovery": (draw_recovery, table_recovery),
+    "stability": (draw_stability, table_stability),
+    "attacks": (draw_attacks, table_attacks),
 }
 NOTEBOOKS = {"quickstart": "00_quickstart", "hiding": "00_quickstart", "world": "01_world", "method": "02_method"}
 NOTEBOOKS |= {name: "04_objects" for name in ("strength", "variations", "objects")}
 NOTEBOOKS |= {"unsafe": "05_unsafe", "style_strength": "06_styles", "styles": "06_styles"}
+NOTEBOOKS |= {"prompt_length": "03_prompt_length", "clip_study": "08_clip_study", "recovery": "09_recovery"}
+NOTEBOOKS |= {"stability": "11_stability", "attacks": "12_attacks"}

@@ -5,7 +5,7 @@ import importlib
 from ..results import Record, compute_or_load, recorded
 
 STUDIES = ("quickstart", "hiding", "world", "method", "strength", "variations", "objects", "unsafe")
-STUDIES += ("style_strength", "styles")
+STUDIES += ("style_strength", "styles", "prompt_length", "clip_study", "recovery", "stability", "attacks")
 SCALE_NAMES = ("smoke", "quick", "full")
 
 

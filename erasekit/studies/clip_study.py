@@ -1,0 +1,111 @@
+"""08: is CLIP alignment a measure of erasure? Every image has it, and a style judge says whether the style is there."""
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from ..metrics import clip_alignment, judged
+from ..worlds import RETAINED
+from .common import rounded, strip
+from .hidden import hidden
+from .panel import drawn
+from .strength import chosen, configured
+
+FULL = {
+    "methods": ["esd-x", "uce", "ca", "kpop", "kpop-anchor"],
+    "strengths": chosen("style_strength"),
+    "erased": ["noto", "twemoji", "openmoji", "fluent", "contrast"],
+    "seeds": 3,
+    "training_seed": 0,
+    "sampling_steps": 8,
+    "steps": None,
+}
+SCALES = {
+    "smoke": FULL | {"methods": ["uce", "kpop"], "erased": ["noto"], "seeds": 1, "sampling_steps": 2, "steps": 1},
+    "quick": FULL | {"methods": ["uce", "kpop"], "erased": ["noto", "openmoji"]},
+    "full": FULL,
+}
+FORMS = ("whole prompt", "name only", "without the name")
+
+
+def compute(world, methods, strengths, erased, seeds, training_seed, sampling_steps, steps):
+    """For images asked for in the erased style, by the base and by each method: CLIP by form of the text, and the judge.
+
+    How well a score ranks is the area under its ROC curve: the chance that an image with the style has more of it than one
+    without. `drop` is the base's score on the same prompt and seed less the image's own.
+    """
+    ten = world.concepts("emojinette")
+
+    def scored(made, style):
+        asked = [(world.prompt(c, style), c, seed) for c in ten for seed in range(seeds)]
+        images = drawn(world, made, asked, sampling_steps)
+        texts = (
+            [prompt for prompt, _, _ in asked],
+            [f"in the style of {style}"] * len(asked),
+            [world.prompt(c) for _, c, _ in asked],
+        )
+        styles = judged(world, images)[1]
+        own = world.judge.styles.index(style)
+        return {
+            "judge": rounded(styles[:, own]),
+            "there": (styles.argmax(1) == own).tolist(),
+        } | {form: rounded(clip_alignment(world, images, text), 3) for form, text in zip(FORMS, texts)}, strip(images)
+
+    images, runs = {}, []
+    for style in erased:
+        numbers, images[f"base.{style}"] = scored(None, style)
+        runs.append({"method": "base", "erased": style} | numbers)
+    for method, style in tqdm([(m, s) for m in methods for s in erased], desc="CLIP study"):
+        strength = strengths[method]
+        config = configured(method, RETAINED, training_seed, sampling_steps, strength["settings"], steps)
+        how = "clip_study", world, [style], method, config, strength["scale"]
+        numbers, images[f"{method}.{style}"] = hidden(
+            *how, lambda made, s=style: scored(made, s), seeds, sampling_steps
+        )
+        runs.append({"method": method, "erased": style} | numbers)
+    return {
+        "N": len(ten) * seeds,
+        "seeds": [0, seeds - 1],
+        "training_seeds": 1,
+        "objects": list(ten),
+        "runs": runs,
+        "ranks": ranks(runs),
+    }, images
+
+
+def ranks(runs: list[dict]) -> dict:
+    """How well each form of CLIP tells images with the style from those without, as areas under ROC curves.
+
+    "all": over every image. "within a style": the mean over styles. "drop from the base": over the methods' images alone.
+    "by method": that method's images beside the base's. "spearman": rank correlation with the judge's probability.
+    """
+    frame = pd.concat(
+        [pd.DataFrame({k: run[k] for k in ("method", "erased", "judge", "there", *FORMS)}) for run in runs]
+    )
+    ours = frame[frame.method != "base"]
+    # The base's images of a style stand in the same order of prompts and seeds as every method's.
+    before = {style: own for style, own in frame[frame.method == "base"].groupby("erased")}
+    found = {}
+    for form in FORMS:
+        kept = [-before[style][form] + own[form] for (_, style), own in ours.groupby(["method", "erased"], sort=False)]
+        order = [own.there for _, own in ours.groupby(["method", "erased"], sort=False)]
+        styles = [auc(own[form], own.there) for _, own in frame.groupby("erased", sort=False)]
+        found[form] = {
+            "all": auc(frame[form], frame.there),
+            "within a style": round(float(np.nanmean(styles)), 4),
+            "drop from the base": auc(pd.concat(kept), pd.concat(order)),
+            "spearman": round(frame[[form, "judge"]].rank().corr().iat[0, 1], 4),
+            "by method": {
+                m: auc(own[form], own.there)
+                for m in ours.method.unique()
+                for own in [frame[frame.method.isin(["base", m])]]
+            },
+        }
+    return found
+
+
+def auc(scores, there) -> float:
+    """The chance that an image with the style scores higher than one without; ties count half. NaN if there is only one kind."""
+    scores, there = np.asarray(scores, dtype=float), np.asarray(there, dtype=bool)
+    difference = scores[there][:, None] - scores[~there][None]
+    return round(float(((difference > 0) + 0.5 * (difference == 0)).mean()), 4) if difference.size else float("nan")

@@ -1,0 +1,34 @@
+"""What the studies of the prompt rest on."""
+
+import math
+
+import pytest
+
+from erasekit.studies.clip_study import auc, ranks
+
+
+def test_the_area_under_the_curve_is_the_chance_to_rank_right():
+    assert auc([3, 2, 1, 0], [True, True, False, False]) == 1.0
+    assert auc([0, 1, 2, 3], [True, True, False, False]) == 0.0
+    assert auc([1, 1, 1], [True, False, False]) == 0.5
+    assert auc([0.9, 0.4, 0.6, 0.1], [True, True, False, False]) == 0.75
+    assert math.isnan(auc([1.0, 2.0], [True, True]))
+
+
+def test_a_drop_from_the_base_ranks_where_styles_differ_in_level():
+    """One style scores high with or without it, so raw scores rank worse than drops do."""
+
+    def run(method, erased, scores, there):
+        forms = {form: scores for form in ("whole prompt", "name only", "without the name")}
+        return {"method": method, "erased": erased, "judge": [float(t) for t in there], "there": there} | forms
+
+    runs = [
+        run("base", "a", [90.0, 91.0], [True, True]),
+        run("base", "b", [50.0, 51.0], [True, True]),
+        run("m", "a", [80.0, 91.0], [False, True]),
+        run("m", "b", [40.0, 51.0], [False, True]),
+    ]
+    found = ranks(runs)["whole prompt"]
+    assert found["drop from the base"] == 1.0 == found["within a style"]
+    assert found["all"] == pytest.approx(1 - 3 / 12)
+    assert found["by method"] == {"m": found["all"]}
