@@ -23,7 +23,7 @@ VARIANTS = {name: (name, {}, name) for name in METHODS} | {
 FULL = {
     "variants": list(VARIANTS),
     "strengths": chosen(),
-    "training_seeds": 3,
+    "training_seeds": 1,
     "seeds": 10,
     "kept_seeds": 2,
     "sampling_steps": 8,
