@@ -26,9 +26,9 @@ ENOUGH = 85.0
 
 FULL = {
     "methods": list(SWEEP),
-    "erased": ["noto", "openmoji"],
+    "erased": ["openmoji"],
     "step_scales": [0.6, 0.7, 0.8, 0.9, 1.0],
-    "seeds": 2,
+    "seeds": 4,
     "first_seed": 1000,
     "training_seed": 100,
     "sampling_steps": 8,
@@ -44,7 +44,7 @@ SCALES = {
         "sampling_steps": 2,
         "steps": 1,
     },
-    "quick": FULL | {"methods": ["uce", "kpop"], "erased": ["openmoji"], "step_scales": [0.8, 1.0]},
+    "quick": FULL | {"methods": ["uce", "kpop"], "step_scales": [0.8, 1.0]},
     "full": FULL,
 }
 
