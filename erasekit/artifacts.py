@@ -122,7 +122,7 @@ class Erasure:
         public = self.delta | {BESIDE + name: tensor for name, tensor in self.adapters.items()}
         write_tensors(folder / "delta.safetensors", public, self.info | {"kind": "delta"})
         for concept, prompt in self.keys.items():
-            meta = self.info | {"kind": "key", "concept": concept}
+            meta = self.info | {"kind": "key", "concept": concept, "mechanism": prompt.mechanism}
             write_tensors(key_path(folder, concept), {"p_k": prompt.k, "p_v": prompt.v}, meta, private=True)
 
     @classmethod
@@ -167,7 +167,7 @@ def load_key(path: Path, unet=None) -> tuple[Prompt, dict]:
     tensors, meta = read_tensors(path)
     if meta.get("kind") != "key":
         raise ValueError(f"{path} is not a key but a {meta.get('kind', 'different')} file")
-    prompt = Prompt(tensors["p_k"], tensors["p_v"], meta["config"]["place"])
+    prompt = Prompt(tensors["p_k"], tensors["p_v"], meta["config"]["place"], meta.get("mechanism", "shared"))
     if unet is not None:
         check_width(unet, prompt)
         check_base(unet, meta, f"key {path}")

@@ -3,12 +3,13 @@
 In each prompted attn2 layer
     K = W_K [tau(c); p_k],   V = W_V [tau(c); p_v],   out = W_O softmax(Q K^T / sqrt(d)) V.
 The tokens join before the projections; one pair serves all prompted layers. No prompt means the layer's own processor
-runs, untouched: a prompt of zeros is not the same as none, because it takes softmax mass.
+runs, untouched: a prompt of zeros is not the same as none, because it takes softmax mass. `MECHANISMS` names the other ways
+a prompt may enter.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,27 +21,66 @@ PLACES = {
 }
 
 
+# "shared": the paper's. "layers": a pair for each layer. "projected": a pair for each layer that joins after the projections.
+# "added": c + p before the projections, in place of joining. "timed": the pair moves with the time step.
+MECHANISMS = ("shared", "layers", "projected", "added", "timed")
+
+
 @dataclass
 class Prompt:
     """A learnable prompt (p_k, p_v), each (m, d_ctx), or (B, m, d_ctx) with one for each image of a batch.
 
-    `place` names the layers it was trained in: "mid", "mid+up" or "all".
+    `place` names the layers it was trained in: "mid", "mid+up" or "all". `mechanism` is one of `MECHANISMS`; "layers" and
+    "projected" have (L, m, width) in place of (m, d_ctx), one for each layer of the place in order (a narrow layer of
+    "projected" takes the first of the numbers), "timed" has (R, m, d_ctx), for R times from the last of noising to none.
+    `log_weight` is added to the attention logits of its tokens: 0 is the key as trained, -inf is no key.
     """
 
     k: torch.Tensor
     v: torch.Tensor
     place: str = "all"
+    mechanism: str = "shared"
+    log_weight: float = 0.0
+
+    def __post_init__(self):
+        if self.mechanism not in MECHANISMS:
+            raise ValueError(f"unknown mechanism {self.mechanism!r}: accepted are {', '.join(MECHANISMS)}")
+        if self.log_weight and self.mechanism == "added":
+            raise ValueError(f"log_weight={self.log_weight} is not possible: an added prompt has no tokens to weigh")
 
     @property
     def m(self) -> int:
         """Number of tokens."""
         return self.k.shape[-2]
 
+    def at(self, t: torch.Tensor, total: int) -> "Prompt":
+        """The prompt at time steps (B,) out of `total`: of a timed one, its pairs blended; any other is itself."""
+        if self.mechanism != "timed":
+            return self
+        rings = self.k.shape[-3]
+        where = t.float() / (total - 1) * (rings - 1)
+        low = where.floor().long().clamp(max=rings - 2)
+        part, each = (where - low)[:, None, None], torch.arange(len(t), device=t.device)
+
+        def blend(side):
+            side = side.to(t.device).expand(len(t), *side.shape[-3:])
+            return torch.lerp(side[each, low], side[each, low + 1], part.to(side))
+
+        return replace(self, k=blend(self.k), v=blend(self.v), mechanism="shared")
+
+    def tokens(self, layer: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(p_k, p_v) of one layer, (B, m, width), in the device and precision of `like`, a batch."""
+        sides = (self.k, self.v)
+        if self.mechanism in ("layers", "projected"):
+            sides = (side[..., layer, :, :] for side in sides)
+        # Prompts are kept in float32; only their use here follows the model's precision.
+        return tuple(side.to(like).expand(len(like), -1, -1) for side in sides)
+
     @staticmethod
     def random_like(prompt: "Prompt", generator: torch.Generator) -> "Prompt":
         """Gaussian tokens with the mean and spread of the given ones: a key somebody guesses."""
         k, v = (t.mean() + t.std() * torch.randn(t.shape, generator=generator) for t in (prompt.k, prompt.v))
-        return Prompt(k, v, prompt.place)
+        return replace(prompt, k=k, v=v)
 
 
 def initial_prompt(tokens: torch.Tensor, m: int) -> Prompt:
@@ -89,12 +129,14 @@ class PromptAttnProcessor:
     Without a prompt, and unwatched, it calls the processor it replaced: bit-identical output.
     """
 
-    def __init__(self, name: str, slot: Slot, inner):
-        self.name, self.slot, self.inner = name, slot, inner
+    def __init__(self, name: str, layer: int, slot: Slot, inner):
+        self.name, self.layer, self.slot, self.inner = name, layer, slot, inner
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
         """Arguments as in diffusers' AttnProcessor; hidden_states is (B, pixels, channels), the text (B, tokens, d_ctx)."""
         prompt = self.slot.prompt
+        if prompt is not None and prompt.log_weight == -torch.inf:
+            prompt = None
         if prompt is None and self.slot.maps is None:
             return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         if isinstance(encoder_hidden_states, tuple):
@@ -105,23 +147,31 @@ class PromptAttnProcessor:
         text_k = text_v = (
             attn.norm_encoder_hidden_states(encoder_hidden_states) if attn.norm_cross else encoder_hidden_states
         )
+        said, mechanism = text_k.shape[1], prompt.mechanism if prompt is not None else None
         if prompt is not None:
-            # Prompts are kept in float32; only their use here follows the model's precision.
-            tokens = (p.to(text_k).expand(batch, -1, -1) for p in (prompt.k, prompt.v))
-            text_k, text_v = (torch.cat([text_k, p], dim=1) for p in tokens)
+            p_k, p_v = prompt.tokens(self.layer, text_k)
+        if mechanism == "added":
+            text_k, text_v = text_k + p_k, text_v + p_v
+        elif mechanism == "shared" or mechanism == "layers":
+            text_k, text_v = (torch.cat([text_k, p], dim=1) for p in (p_k, p_v))
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
 
         def heads(x):  # (B, n, heads * d) -> (B, heads, n, d)
             return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
-        query, key, value = heads(attn.to_q(hidden_states)), heads(attn.to_k(text_k)), heads(attn.to_v(text_v))
+        key, value = attn.to_k(text_k), attn.to_v(text_v)
+        if mechanism == "projected":
+            key, value = (torch.cat([x, p[..., : x.shape[-1]].to(x)], dim=1) for x, p in ((key, p_k), (value, p_v)))
+        query, key, value = heads(attn.to_q(hidden_states)), heads(key), heads(value)
         # Explicit softmax rather than SDPA: there are few keys, its backward is faster on a CPU, and it can be watched.
         logits = query @ key.transpose(-1, -2) * attn.scale
         if attention_mask is not None:
             # The prompt's tokens are never masked.
             mask = F.pad(attention_mask, (0, logits.shape[-1] - attention_mask.shape[-1]))
             logits = logits + mask.reshape(batch, -1, mask.shape[-2], mask.shape[-1])
+        if prompt is not None and prompt.log_weight:
+            logits = logits + prompt.log_weight * (torch.arange(logits.shape[-1], device=logits.device) >= said)
         weights = logits.softmax(dim=-1)
         if self.slot.maps is not None:
             self.slot.maps[self.name] = weights if self.slot.gradients else weights.detach()
@@ -130,6 +180,12 @@ class PromptAttnProcessor:
         if attn.residual_connection:
             out = out + residual
         return out / attn.rescale_output_factor
+
+
+def prompted_layers(unet, place: str) -> list[str]:
+    """The attn2 layers of a place, in the order in which a prompt has them."""
+    names = (name.removesuffix(".processor") for name in unet.attn_processors)
+    return [name for name in names if name.endswith(".attn2") and name.startswith(PLACES[place])]
 
 
 @contextmanager
@@ -146,9 +202,8 @@ def augment(unet, place: str = "all", prompt: Prompt | None = None) -> Iterator[
     slot = Slot()
     slot.prompt = prompt
     ours = {
-        name: PromptAttnProcessor(name.removesuffix(".processor"), slot, inner)
-        for name, inner in before.items()
-        if ".attn2." in name and name.startswith(PLACES[place])
+        f"{name}.processor": PromptAttnProcessor(name, layer, slot, before[f"{name}.processor"])
+        for layer, name in enumerate(prompted_layers(unet, place))
     }
     unet.set_attn_processor(before | ours)  # a new dict: diffusers empties the one it is given
     try:
@@ -166,7 +221,12 @@ def augment(unet, place: str = "all", prompt: Prompt | None = None) -> Iterator[
 
 
 def check_width(unet, prompt: Prompt | None) -> None:
-    """Raise ValueError if the prompt's width is not that of the U-Net's text embeddings."""
-    width = unet.config.cross_attention_dim
-    if prompt is not None and prompt.k.shape[-1] != width:
-        raise ValueError(f"the prompt is {prompt.k.shape[-1]} wide but this model's text embeddings are {width} wide")
+    """Raise ValueError if the prompt's width is not that of the U-Net's text embeddings (or, joined later, of its layers)."""
+    if prompt is None:
+        return
+    width, what = unet.config.cross_attention_dim, "text embeddings are"
+    if prompt.mechanism == "projected":
+        layers = prompted_layers(unet, prompt.place)
+        width, what = max(unet.get_submodule(n).to_k.out_features for n in layers), "widest prompted layer is"
+    if prompt.k.shape[-1] != width:
+        raise ValueError(f"the prompt is {prompt.k.shape[-1]} wide but this model's {what} {width} wide")

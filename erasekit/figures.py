@@ -26,11 +26,15 @@ from .paths import BUILD, FIGURES
 from .questions import (
     draw_attacks,
     draw_clip_study,
+    draw_continual,
+    draw_mechanisms,
     draw_prompt_length,
     draw_recovery,
     draw_stability,
     table_attacks,
     table_clip_study,
+    table_continual,
+    table_mechanisms,
     table_prompt_length,
     table_recovery,
     table_stability,
@@ -292,9 +296,12 @@ STUDIES = {
     "recovery": (draw_recovery, table_recovery),
     "stability": (draw_stability, table_stability),
     "attacks": (draw_attacks, table_attacks),
+    "mechanisms": (draw_mechanisms, table_mechanisms),
+    "continual": (draw_continual, table_continual),
 }
 NOTEBOOKS = {"quickstart": "00_quickstart", "hiding": "00_quickstart", "world": "01_world", "method": "02_method"}
 NOTEBOOKS |= {name: "04_objects" for name in ("strength", "variations", "objects")}
 NOTEBOOKS |= {"unsafe": "05_unsafe", "style_strength": "06_styles", "styles": "06_styles"}
 NOTEBOOKS |= {"prompt_length": "03_prompt_length", "clip_study": "08_clip_study", "recovery": "09_recovery"}
-NOTEBOOKS |= {"stability": "11_stability", "attacks": "12_attacks"}
+NOTEBOOKS |= {"stability": "11_stability", "attacks": "12_attacks", "mechanisms": "07_mechanisms"}
+NOTEBOOKS |= {"continual": "10_continual"}

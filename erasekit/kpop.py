@@ -1,15 +1,18 @@
 """KPOP: knowledge transfer trains the prompts, knowledge removal trains the model, in turn (arXiv 2403.12326, section 3)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from . import losses
 from .artifacts import Erasure
-from .attention import PLACES, Prompt, augment, initial_prompt
+from .attention import PLACES, Prompt, augment
+from .checkpoints import seeded
+from .mechanisms import CHOICES, Network, Tensors
 from .text import encode
 from .training import Bench, Student, WeightTraining, accept, update
+from .trajectories import ROLL, roll
 
 TARGETS = ("neutral", "anchor")
 
@@ -23,6 +26,12 @@ class KPOP(WeightTraining):
     # Prompted layers: "mid", "mid+up" or "all"; the paper's objects use "mid", which recovers less here.
     place: str = "all"
     m: int = 10  # prompt length
+    mechanism: str = (
+        "shared"  # how the prompt enters a layer (`attention.MECHANISMS`), or "network", which makes them all
+    )
+    taught: tuple[
+        str, ...
+    ] = ()  # the concepts the prompts are trained on; () is all: others are hidden and have a key too
     # What removal pulls the concept to: "neutral", the paper's, or "anchor", a retained object as in CA (arXiv 2303.13516).
     target: str = "neutral"
     eta: float = 1.0  # how far beyond it, away from the concept
@@ -32,7 +41,9 @@ class KPOP(WeightTraining):
 
     def __post_init__(self):
         super().__post_init__()
+        object.__setattr__(self, "taught", tuple(self.taught))
         accept("reading", self.reading, losses.READINGS)
+        accept("mechanism", self.mechanism, CHOICES)
         accept("place", self.place, PLACES)
         accept("target", self.target, TARGETS)
         if self.transfer_steps < 0:
@@ -40,32 +51,44 @@ class KPOP(WeightTraining):
 
 
 def kpop(
-    world, concepts: list[str], config: KPOP | None = None, checkpoint: Path | None = None, progress: bool = True
+    world,
+    concepts: list[str],
+    config: KPOP | None = None,
+    checkpoint: Path | None = None,
+    progress: bool = True,
+    rehearse: dict[str, Prompt] | None = None,
 ) -> Erasure:
     """Hide concepts, and make one key for each.
 
-    `checkpoint` is a file to stop and go on with: a run that finds its own there continues to the same result. Raises
+    `checkpoint` is a file to stop and go on with: a run that finds its own there continues to the same result. `rehearse` are
+    keys of earlier erasures that should still open the model when this one is done (for a `World.after` them). Raises
     ValueError for an empty concept or an impossible setting. The world's model is unchanged afterwards.
     """
     config = config or KPOP()
+    for name in config.taught:
+        accept("taught concept", name, concepts)
     bench = Bench(world, concepts, config, "kpop")
-    starts = [initial_prompt(world.concept_tokens(c).float(), config.m) for c in concepts]
-    p_k, p_v = (torch.nn.Parameter(torch.stack(side).to(bench.device)) for side in zip(*((p.k, p.v) for p in starts)))
+    tokens = [world.concept_tokens(c).float().to(bench.device) for c in concepts]
+    if config.mechanism == "network":
+        prompts = Network(bench.unet, config.place, tokens, config.m, config.seed)
+    else:
+        prompts = Tensors(bench.unet, config.mechanism, config.place, tokens, config.m, bench.embeddings.shape[1])
+    taught = torch.tensor([float(not config.taught or c in config.taught) for c in concepts], device=bench.device)
+    old = Rehearsal(world, rehearse, bench) if rehearse else None
 
     if config.target == "anchor":
         anchors = encode(world.pipe, [text for c in concepts for text in world.anchors(c)])
 
-    def prompt_of(b) -> Prompt:
-        owner = bench.owner[b.index[: b.n]]
-        return Prompt(p_k[owner], p_v[owner])
-
     with augment(bench.unet, config.place) as slot, Student(bench.unet, config.group).training() as student:
         theta = student.parameters
         model_adam = torch.optim.Adam(theta.values(), lr=config.lr)
-        prompt_adam = torch.optim.Adam([p_k, p_v], lr=config.prompt_lr)
+        prompt_adam = torch.optim.Adam(prompts.parameters.values(), lr=config.prompt_lr)
+
+        def owner(b) -> torch.Tensor:
+            return bench.owner[b.index[: b.n]].to(bench.device)
 
         def prompted(b) -> torch.Tensor:
-            with slot.holding(prompt_of(b)):
+            with slot.holding(prompts.prompt(owner(b)).at(b.t[: b.n], len(bench.alphas))):
                 return bench.predict(b.z[: b.n], b.t[: b.n], b.text[: b.n])
 
         def target(b) -> torch.Tensor:
@@ -80,8 +103,8 @@ def kpop(
             # Stage 1, knowledge transfer: the prompts learn to draw the concept through theta'.
             for again in range(config.transfer_steps):
                 b = bench.draw("transfer", n, again, retained=False)
-                l_transfer = (b.weight * losses.transfer(prompted(b), b.eps)).mean()
-                update(prompt_adam, l_transfer, [p_k, p_v])
+                l_transfer = (taught[owner(b)] * b.weight * losses.transfer(prompted(b), b.eps)).mean()
+                update(prompt_adam, l_transfer, prompts.parameters.values())
                 said["transfer"] = l_transfer.item()
 
             # Stage 2, knowledge removal: without the prompts theta' draws something neutral, and what is retained stays.
@@ -90,13 +113,43 @@ def kpop(
             plain = bench.predict(b.z, b.t, b.text)
             held_to = losses.prompted_target(config.reading, b.eps[: b.n], y)
             l_removal = (weight * losses.removal(plain[: b.n], y)).mean()
-            l_prompted = (weight * losses.squared_error(prompted(b), held_to)).mean()
+            l_prompted = (taught[owner(b)] * weight * losses.squared_error(prompted(b), held_to)).mean()
             l_retain = bench.retain(plain, b)
-            update(model_adam, l_removal + config.lam * l_prompted + config.retain_weight * l_retain, theta.values())
+            loss = l_removal + config.lam * l_prompted + config.retain_weight * l_retain
+            if old:
+                loss = loss + config.lam * (l_old := old.loss(slot, n))
+                said["rehearsal"] = l_old.item()
+            update(model_adam, loss, theta.values())
             return said | {"removal": l_removal.item(), "retain": l_retain.item()}
 
-        players = {"theta": (theta, model_adam), "prompts": ({"k": p_k, "v": p_v}, prompt_adam)}
+        players = {"theta": (theta, model_adam), "prompts": (prompts.parameters, prompt_adam)}
         history = bench.fit(step, players, checkpoint, progress)
         delta = student.delta()
-    keys = {c: Prompt(p_k[n].detach().cpu(), p_v[n].detach().cpu(), config.place) for n, c in enumerate(concepts)}
-    return bench.erasure(history, delta=delta, keys=keys)
+    return bench.erasure(history, delta=delta, keys={c: detached(prompts.prompt(n)) for n, c in enumerate(concepts)})
+
+
+def detached(prompt: Prompt) -> Prompt:
+    """A copy of a prompt that belongs to no training."""
+    return replace(prompt, k=prompt.k.detach().cpu().clone(), v=prompt.v.detach().cpu().clone())
+
+
+class Rehearsal:
+    """Keys of earlier erasures, held to what the original model draws: the prompted term of removal, for old concepts."""
+
+    def __init__(self, world, keys: dict[str, Prompt], bench: Bench):
+        self.bench = bench
+        subjects = [(key, subject) for concept, key in keys.items() for subject in world.subjects(concept)]
+        self.k, self.v = (torch.stack([getattr(key, side) for key, _ in subjects]).to(bench.device) for side in "kv")
+        self.pool = roll(world.origin, [subject for _, subject in subjects], bench.config.seed, **ROLL)
+        self.text = encode(world.pipe, [text for _, (text, _) in subjects])
+        bench.identity["rehearsed"] = list(keys)
+
+    def loss(self, slot, n: int) -> torch.Tensor:
+        """Of as many samples as there are of what is erased."""
+        generator, bench = seeded("rehearsal", self.bench.config.seed, n), self.bench
+        index = torch.randint(len(self.text), (bench.config.batch,), generator=generator)
+        z, t, eps, _ = (x.to(bench.device) for x in self.pool.draw(index, generator))
+        index = index.to(bench.device)
+        with slot.holding(Prompt(self.k[index], self.v[index], bench.config.place)):
+            said = bench.predict(z.to(bench.unet.dtype), t, self.text[index])
+        return (losses.error_weight(bench.config.error, bench.alphas[t]) * losses.transfer(said, eps)).mean()

@@ -151,7 +151,9 @@ def table_clip_study(record) -> pd.DataFrame:
 
 def draw_recovery(record) -> dict:
     """Who gets it back: every way of asking for every method, and success against the steps an attacker spends."""
-    frame = pd.DataFrame(record.data["runs"])
+    everything = pd.DataFrame(record.data["runs"])
+    weighed = everything[everything.way.str.startswith("log-weight")]
+    frame = everything.drop(weighed.index)
     grid = recovery_grid(frame)
     figure, ax = plt.subplots(figsize=(9.4, 0.3 * len(grid) + 1.1), layout="constrained")
     ax.imshow(grid, cmap="Greens", vmin=0, vmax=100, aspect="auto")
@@ -183,7 +185,16 @@ def draw_recovery(record) -> dict:
         ax.set(xlabel="steps the attacker spends", title=case, ylim=(-3, 103))
     axes[0, 0].set_ylabel("images that are the concept, %")
     axes[0, -1].legend(fontsize=6.5)
-    return {"recovery": figure, "recovery_budget": curves}
+    strength, ax = plt.subplots(figsize=(5.2, 2.8), layout="constrained")
+    for (case, method), own in weighed.groupby(["case", "method"], sort=False):
+        line = own.assign(weight=own.way.str.split().str[-1].astype(float)).groupby("weight").rate.mean()
+        ls = dict(zip(cases, ("-", "--", ":")))[case]
+        ax.plot(line.index, line, ls, color=shade(method), marker="o", ms=3, label=f"{method}: {case}")
+    ax.set(
+        xlabel="log-weight of the key (none: minus infinity)", ylabel="images that are the concept, %", ylim=(-3, 103)
+    )
+    ax.legend(fontsize=7)
+    return {"recovery": figure, "recovery_budget": curves, "recovery_strength": strength}
 
 
 def shade(method: str) -> str:
@@ -200,7 +211,8 @@ def recovery_grid(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def table_recovery(record) -> pd.DataFrame:
-    grid = recovery_grid(pd.DataFrame(record.data["runs"]))
+    frame = pd.DataFrame(record.data["runs"])
+    grid = recovery_grid(frame[~frame.way.str.startswith("log-weight")])
     grid.index = [f"{case}: {method}" for case, method in grid.index]
     steps = max(run["steps"] for run in record.data["runs"])
     return grid.rename_axis(f"images that are the concept, % (found: after {steps} steps)")
@@ -231,3 +243,106 @@ def table_attacks(record) -> pd.DataFrame:
     ways = list(dict.fromkeys(frame.sort_values(["steps"], kind="stable").sort_values("way", kind="stable").how))
     table = frame.pivot_table(index="method", columns="how", values="rate", sort=False).reindex(columns=ways)
     return table.rename_axis("images that are the concept, %")
+
+
+# ---------------------------------------------------------------------------------------------------------- mechanisms
+
+
+def draw_mechanisms(record) -> dict:
+    """Left: mechanisms. Middle: the weight of the prompted term, in both readings. Right: keys that were never trained."""
+    frame = mechanism_runs(record)
+    figure, axes = plt.subplots(1, 3, figsize=(9.4, 3.3), width_ratios=[1.3, 1.3, 0.9], layout="constrained")
+    left, middle, right = axes
+    rates = {"ESR-1": PURPLE, "PSR-1": GREY, "with the key": GREEN}
+    plain = frame[frame.mechanism.notna() & frame.taught.isna()].groupby("mechanism", sort=False)[list(rates)]
+    mean, low, high = plain.mean(), plain.min(), plain.max()
+    for n, (rate, c) in enumerate(rates.items()):
+        at = np.arange(len(mean)) + 0.26 * (n - 1)
+        left.barh(at, mean[rate], 0.24, color=c, label=rate)
+        left.hlines(at, low[rate], high[rate], color="black", lw=0.8)
+    left.set_yticks(range(len(mean)), mean.index)
+    left.invert_yaxis()
+    left.set(xlim=(0, 103), xlabel="%", title="how the prompt enters")
+    for reading, ls in (("recoverable", "-"), ("adversarial", "--")):
+        own = frame[frame.reading == reading]
+        for rate, c in rates.items() if len(own) else ():
+            grid = own.pivot_table(index="training_seed", columns="lam", values=rate)
+            band(middle, range(grid.shape[1]), grid.to_numpy(), color=c, ls=ls, label=f"{rate}, {reading}")
+            middle.set_xticks(range(grid.shape[1]), [f"{lam:g}" for lam in grid.columns])
+    middle.set(ylim=(-3, 103), xlabel="lambda, or b", title="weight of the prompted term")
+    middle.legend(fontsize=6)
+    part = frame[frame.taught.notna()].groupby("mechanism", sort=False)[["key, taught", "key, untaught"]].mean()
+    for n, (rate, c) in enumerate((("key, taught", GREEN), ("key, untaught", BLUE))):
+        right.bar(np.arange(len(part)) + 0.4 * (n - 0.5), part[rate], 0.36, color=c, label=rate)
+    right.set_xticks(range(len(part)), ["a prompt each" if name == "shared" else name for name in part.index])
+    right.set(ylim=(0, 118), title="keys of concepts not taught, %")
+    right.legend(fontsize=7, ncols=2)
+    return {"mechanisms": figure}
+
+
+def mechanism_runs(record) -> pd.DataFrame:
+    """The runs with what was changed as columns, missing where it was not."""
+    rows = [run["changes"] | {k: v for k, v in run.items() if k != "changes"} for run in record.data["runs"]]
+    return pd.DataFrame(rows).reindex(
+        columns=list(dict.fromkeys(["mechanism", "taught", "reading", "lam", *(k for r in rows for k in r)]))
+    )
+
+
+def table_mechanisms(record) -> pd.DataFrame:
+    """Means over training seeds for each change."""
+    frame = pd.DataFrame(record.data["runs"])
+    frame["change"] = [
+        ", ".join(f"{k} {'+'.join(v) if isinstance(v, list) else v}" for k, v in changes.items())
+        for changes in frame.changes
+    ]
+    columns = ["ESR-1", "PSR-1", "with the key", "key, taught", "key, untaught", "training_seconds"]
+    return frame.groupby("change", sort=False)[columns].mean().rename_axis(f"{record.data['split']}, %")
+
+
+# ----------------------------------------------------------------------------------------------------------- continual
+
+
+def continual_parts(run: dict) -> pd.DataFrame:
+    """Rows: steps. Mean top-1 of what was just hidden, of what was hidden earlier, of what stays, and with the keys."""
+    rows = []
+    for n, after in enumerate(run["after"]):
+        hidden = list(after["hidden"].values())
+        row = {"just hidden": hidden[-1], "hidden earlier": np.mean(hidden[:-1]) if n else np.nan}
+        row["kept"] = np.mean(list(after["kept"].values()))
+        if "with the key" in after:
+            row["with their keys"] = np.mean(list(after["with the key"].values()))
+            row["with the first key"] = next(iter(after["with the key"].values()))
+        rows.append(row)
+    return pd.DataFrame(rows, index=range(1, len(rows) + 1))
+
+
+def draw_continual(record) -> dict:
+    """A panel for each way of going on: what was hidden, what stays, and what the keys open, after each step."""
+    runs = record.data["runs"]
+    figure, axes = plt.subplots(2, 3, figsize=(9.4, 4.4), sharex=True, sharey=True, layout="constrained")
+    colours = {
+        "just hidden": PURPLE,
+        "hidden earlier": "black",
+        "kept": GREY,
+        "with their keys": GREEN,
+        "with the first key": BLUE,
+    }
+    for ax in axes.flat[len(runs) :]:
+        ax.axis("off")
+    for ax, run in zip(axes.flat, runs):
+        for name, values in continual_parts(run).items():
+            ax.plot(values.index, values, color=colours[name], marker="o", ms=4, label=name)
+        ax.set(ylim=(-3, 103))
+        ax.set_title(run["row"], color=colour(run["method"]), weight="bold" if run["method"] in OURS else "normal")
+        ax.set_xticks(range(1, len(run["after"]) + 1))
+    axes.flat[0].legend(fontsize=6.5)
+    figure.supxlabel("concepts hidden so far, one after another", fontsize=9)
+    figure.supylabel("judge's top-1, %", fontsize=9)
+    return {"continual": figure}
+
+
+def table_continual(record) -> pd.DataFrame:
+    """After the last step."""
+    rows = {run["row"]: continual_parts(run).iloc[-1] for run in record.data["runs"]}
+    count = len(record.data["concepts"])
+    return pd.DataFrame(rows).T.rename_axis(f"judge's top-1, %, after {count} concepts")

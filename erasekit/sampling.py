@@ -73,7 +73,10 @@ def sample(
         guide = erasure.guide(guidance) if erasure else Guidance(guidance)
 
         def predict(latents, t, text, conditional):
-            with slot.holding(key if conditional or key_half == "both" else None), autocast():
+            held = (
+                key.at(t, len(pipe.scheduler.alphas_cumprod)) if key and (conditional or key_half == "both") else None
+            )
+            with slot.holding(held), autocast():
                 return pipe.unet(latents, t, text).sample.to(latents.dtype)
 
         for start in range(0, len(seeds), batch_size):

@@ -1,9 +1,10 @@
 """A world: a base pipeline, the concepts in it, how to ask for them, and judges that were trained apart from it."""
 
+import copy
 import difflib
 import logging
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -62,6 +63,28 @@ class World:
     precision: str
     template: str = "a picture of a {}"
     trajectories: dict = field(default_factory=dict, repr=False)  # what `trajectories.roll` has rolled
+    before: "World | None" = field(
+        default=None, repr=False
+    )  # the world that earlier erasures were made on, see `after`
+
+    @property
+    def origin(self) -> "World":
+        """The world no erasure was made on yet."""
+        return self.before.origin if self.before else self
+
+    def after(self, erasure) -> "World":
+        """The same world with an erasure's public model for its own, for the next erasure to start from; this one stays.
+
+        Raises ValueError for an erasure that is more than weights.
+        """
+        if not erasure.delta:
+            raise ValueError(f"{erasure.info['method']!r} does not end in weights: no other erasure can start from it")
+        parts = self.pipe.components | {"unet": copy.deepcopy(self.pipe.unet)}
+        erasure.apply(parts["unet"])
+        erasure._originals = None  # it stays applied to the copy, and can be applied elsewhere
+        pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+        pipe.set_progress_bar_config(disable=True)
+        return replace(self, pipe=pipe, trajectories={}, before=self)
 
     @property
     def fingerprint(self) -> str:

@@ -3,8 +3,13 @@
 import math
 
 import pytest
+import torch
 
+from erasekit.artifacts import Erasure
+from erasekit.baselines import erase, settings
+from erasekit.sampling import sample
 from erasekit.studies.clip_study import auc, ranks
+from erasekit.studies.continual import together
 
 
 def test_the_area_under_the_curve_is_the_chance_to_rank_right():
@@ -32,3 +37,27 @@ def test_a_drop_from_the_base_ranks_where_styles_differ_in_level():
     assert found["drop from the base"] == 1.0 == found["within a style"]
     assert found["all"] == pytest.approx(1 - 3 / 12)
     assert found["by method"] == {"m": found["all"]}
+
+
+def test_spm_adapters_side_by_side_do_what_each_does(toy):
+    config = settings("spm", steps=2, batch=2)
+    made = [erase(toy, [c], "spm", config, progress=False) for c in ("church", "dog")]
+    both = together(made)
+    asked = ["a picture of a church"], [0]
+    with both.applied(toy.pipe.unet):
+        both.guide(5.0).begin(toy.pipe, asked[0])
+        assert both._adapter.multiplier.shape == (1, 2)
+    zero = torch.zeros_like
+    alone = Erasure(
+        {},
+        {},
+        both.info,
+        {n: torch.cat([t, zero(t)], 1 if n.endswith(".up") else 0) for n, t in made[0].adapters.items()},
+    )
+    twice = together([made[0], made[0]])
+    assert not torch.equal(
+        sample(toy.pipe, *asked, erasure=twice, steps=2), sample(toy.pipe, *asked, erasure=alone, steps=2)
+    )
+    assert torch.equal(
+        sample(toy.pipe, *asked, erasure=alone, steps=2), sample(toy.pipe, *asked, erasure=made[0], steps=2)
+    )

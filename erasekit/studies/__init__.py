@@ -6,6 +6,7 @@ from ..results import Record, compute_or_load, recorded
 
 STUDIES = ("quickstart", "hiding", "world", "method", "strength", "variations", "objects", "unsafe")
 STUDIES += ("style_strength", "styles", "prompt_length", "clip_study", "recovery", "stability", "attacks")
+STUDIES += ("mechanisms", "continual")
 SCALE_NAMES = ("smoke", "quick", "full")
 
 

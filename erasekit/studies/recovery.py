@@ -25,6 +25,7 @@ FULL = {
     "strengths": {name: chosen(name) for name in ("strength", "style_strength")},
     "budgets": [25, 100, 400],
     "pictures": [1, 5],
+    "log_weights": [-8, -6, -5, -4, -3, -2, -1, 0, 1, 2],
     "seeds": 10,
     "training_seed": 0,
     "sampling_steps": 8,
@@ -37,6 +38,7 @@ SCALES = {
         "cases": ["objects"],
         "budgets": [1],
         "pictures": [1],
+        "log_weights": [0],
         "seeds": 1,
         "sampling_steps": 2,
         "steps": 1,
@@ -46,7 +48,9 @@ SCALES = {
 }
 
 
-def compute(world, methods, cases, strengths, budgets, pictures, seeds, training_seed, sampling_steps, steps):
+def compute(
+    world, methods, cases, strengths, budgets, pictures, log_weights, seeds, training_seed, sampling_steps, steps
+):
     """For each method, case and concept, the share of images that are the concept, in percent, by way of asking."""
     attack = Attack(budgets=tuple(budgets), seed=training_seed)
 
@@ -57,6 +61,8 @@ def compute(world, methods, cases, strengths, budgets, pictures, seeds, training
             again, _ = trained(world, concepts, method, replace(config, seed=config.seed + 1), scale)
             for name, key in keys(made, again, concept).items():
                 yield name, 0, 0, key
+            for weight in log_weights:
+                yield f"log-weight {weight}", 0, 0, replace(made.key(concept), log_weight=float(weight))
         for count in pictures:
             shown = pictured(world, concept, count, training_seed)
             for name, search in (("key found", find_key), ("words found", invert)):
@@ -78,7 +84,7 @@ def compute(world, methods, cases, strengths, budgets, pictures, seeds, training
                     rows.append({"concept": concept, "way": way, "pictures": count, "steps": spent, "rate": rate})
             return {"rows": rows}, None
 
-        sizes = list(attacked), budgets, pictures, seeds, sampling_steps
+        sizes = list(attacked), budgets, pictures, log_weights, seeds, sampling_steps
         numbers, _ = hidden("recovery", world, concepts, method, config, strength["scale"], measure, *sizes)
         runs += [{"case": case, "method": method} | row for row in numbers["rows"]]
     return {"N": seeds, "seeds": [0, seeds - 1], "training_seeds": 1, "runs": runs}, {}

@@ -1,0 +1,113 @@
+"""10: five concepts hidden one after another, each step from the last public model."""
+
+import torch
+from tqdm.auto import tqdm
+
+from ..artifacts import Erasure
+from ..baselines import erase
+from ..kpop import kpop
+from ..metrics import percent
+from ..sampling import sample
+from ..worlds import RETAINED, SPLITS
+from .panel import as_json, cell, drawn, hits
+from .strength import chosen, configured
+
+# Row -> the method, and whether stored keys are rehearsed while later concepts are hidden.
+ROWS = {"kpop": ("kpop", False), "kpop, rehearsed": ("kpop", True)}
+ROWS |= {m: (m, False) for m in ("kpop-anchor", "esd-x", "uce", "spm")}
+
+FULL = {
+    "rows": list(ROWS),
+    "strengths": chosen(),
+    "split": "S1",
+    "training_seed": 0,
+    "seeds": 10,
+    "key_seeds": 10,
+    "sampling_steps": 8,
+    "steps": None,
+}
+SCALES = {
+    "smoke": FULL | {"rows": ["kpop, rehearsed", "uce"], "seeds": 1, "key_seeds": 1, "sampling_steps": 2, "steps": 1},
+    "quick": FULL | {"rows": ["kpop", "kpop, rehearsed", "uce"]},
+    "full": FULL,
+}
+
+
+def compute(world, rows, strengths, split, training_seed, seeds, key_seeds, sampling_steps, steps):
+    """After each step, for each concept hidden so far and for those that stay: top-1 of the public model and with its key."""
+    concepts = SPLITS[split]
+    kept = [c for c in world.concepts("emojinette") if c not in concepts]
+
+    def rate(where, made, names, key=None):
+        """Top-1 by concept, by the public model, or with the concepts' keys."""
+        if key is None:
+            images = drawn(where, made, [(world.prompt(c), c, n) for c in names for n in range(seeds)], sampling_steps)
+            right = hits(world, images, [c for c in names for _ in range(seeds)]).split(seeds)
+        else:
+            how = {"erasure": made, "steps": sampling_steps, "autocast": world.autocast}
+            right = [
+                hits(
+                    world,
+                    sample(where.pipe, [world.prompt(c)] * key_seeds, list(range(key_seeds)), key=key[c], **how),
+                    [c] * key_seeds,
+                )
+                for c in names
+            ]
+        return {c: percent(r) for c, r in zip(names, right)}
+
+    def one_after_another(method, rehearsed, config, scale):
+        now, keys, found, adapters = world, {}, [], []
+        for n, concept in enumerate(concepts):
+            if method == "kpop":
+                made = kpop(now, [concept], config, progress=False, rehearse=dict(keys) if rehearsed and keys else None)
+            else:
+                made = erase(now, [concept], method, config, progress=False)
+            made = made.scaled(now.pipe.unet, scale) if scale != 1 else made
+            keys |= made.keys
+            if made.adapters:  # SPM's are made on the base, each for itself, and used together
+                adapters.append(made)
+                public, where = together(adapters), world
+            else:
+                now = now.after(made)
+                public, where = None, now
+            found.append(
+                {
+                    "hidden": rate(where, public, concepts[: n + 1]),
+                    "waiting": rate(where, public, concepts[n + 1 :]) if concepts[n + 1 :] else {},
+                    "kept": rate(where, public, kept),
+                }
+                | ({"with the key": rate(where, public, concepts[: n + 1], keys)} if keys else {})
+            )
+        return {"after": found}, None
+
+    runs = []
+    for row in tqdm(rows, desc="continual"):
+        method, rehearsed = ROWS[row]
+        strength = strengths[method]
+        config = configured(method, RETAINED, training_seed, sampling_steps, strength["settings"], steps)
+        parts = row, as_json(config), strength["scale"], split, seeds, key_seeds, sampling_steps
+        how = method, rehearsed, config, strength["scale"]
+        numbers, _ = cell("continual", world, lambda how=how: one_after_another(*how), __name__, *parts)
+        runs.append({"row": row, "method": method} | numbers)
+    return {
+        "N": seeds,
+        "seeds": [0, seeds - 1],
+        "training_seeds": 1,
+        "concepts": list(concepts),
+        "kept": kept,
+        "runs": runs,
+    }, {}
+
+
+def together(erasures: list[Erasure]) -> Erasure:
+    """SPM erasures of one base as one: their adapters side by side, each with its own concept."""
+    first = erasures[0]
+    rules = [made.info["guidance"] for made in erasures]
+    rule = rules[0] | {name: [x for r in rules for x in r[name]] for name in ("concepts", "texts")}
+    # down is (concepts, in), up is (out, concepts)
+    tensors = {
+        name: torch.cat([made.adapters[name] for made in erasures], dim=1 if name.endswith(".up") else 0)
+        for name in first.adapters
+    }
+    info = first.info | {"guidance": rule, "concepts": rule["concepts"]}
+    return Erasure({}, {}, info, tensors)
