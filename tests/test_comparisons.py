@@ -39,6 +39,7 @@ def test_of_what_erases_enough_that_is_taken_which_keeps_most_and_else_what_eras
     assert strength.choose(runs) == {"settings": {"lr": 2}, "scale": 0.8}
     assert strength.choose(runs[:2]) == {"settings": {"lr": 1}, "scale": 1.0}
     assert strength.choose(runs[:1]) == {"settings": {"lr": 1}, "scale": 0.8}
+    assert strength.choose(runs, enough=50.0) == {"settings": {"lr": 1}, "scale": 0.8}
 
 
 def test_nothing_a_strength_is_chosen_on_or_a_model_is_held_to_is_reported():
