@@ -21,8 +21,7 @@ SWEEP = {
     "kpop": RATES,
     "kpop-anchor": RATES,
 }
-# Of the base's own images the judge knows the style of nine in ten, so a tenth that still passes is chance.
-ENOUGH = 85.0
+PLAIN_SEEDS = 10  # images of each object asked for in no style
 
 FULL = {
     "methods": list(SWEEP),
@@ -52,7 +51,7 @@ SCALES = {
 def compute(world, methods, erased, step_scales, seeds, first_seed, training_seed, sampling_steps, steps):
     """Rates in percent, means over the erased styles, for each method, setting and scale of its step; and what 06 takes.
 
-    ESR-1: images of the erased style whose style is not the judge's first. PSR-1: images of the other styles, style and
+    Enough is what leaving the style unnamed does: the base draws an object in some style anyway. ESR-1: images of the erased style whose style is not the judge's first. PSR-1: images of the other styles, style and
     object right. "object": images of the erased style that are still their object.
     """
     objects = (*TUNING, *TUNING_KEPT)
@@ -94,14 +93,17 @@ def compute(world, methods, erased, step_scales, seeds, first_seed, training_see
             mean = {name: round(sum(p[name] for p in points) / len(points), 4) for name in points[0]}
             runs.append({"method": method, "settings": changes} | mean)
     base = [rates(None, s) for s in erased]
+    unnamed = [(world.prompt(o), o, first_seed + n) for o in objects for n in range(PLAIN_SEEDS)]
+    plain = judged(world, drawn(world, None, unnamed, sampling_steps))[1].argmax(1)
+    enough = sum(percent(plain != world.judge.styles.index(s)) for s in erased) / len(erased)
     data = {
         "N": len(objects) * seeds,
         "seeds": [first_seed, first_seed + seeds - 1],
         "training_seed": training_seed,
         "erased": erased,
-        "enough": ENOUGH,
+        "enough": enough,
         "base": {name: round(sum(b[name] for b in base) / len(base), 4) for name in base[0]},
         "runs": runs,
-        "chosen": {m: choose([r for r in runs if r["method"] == m], ENOUGH) for m in methods},
+        "chosen": {m: choose([r for r in runs if r["method"] == m], enough) for m in methods},
     }
     return data, {}
