@@ -51,8 +51,9 @@ SCALES = {
 def compute(world, methods, erased, step_scales, seeds, first_seed, training_seed, sampling_steps, steps):
     """Rates in percent, means over the erased styles, for each method, setting and scale of its step; and what 06 takes.
 
-    Enough is what leaving the style unnamed does: the base draws an object in some style anyway. ESR-1: images of the erased style whose style is not the judge's first. PSR-1: images of the other styles, style and
-    object right. "object": images of the erased style that are still their object.
+    Enough is what leaving the style unnamed does, since the base draws an object in some style anyway. ESR-1: images of the
+    erased style whose style is not the judge's first. PSR-1: images of the other styles, style and object right. "object":
+    images of the erased style that are still their object.
     """
     objects = (*TUNING, *TUNING_KEPT)
     sizes = (objects, seeds, first_seed, sampling_steps)
