@@ -283,6 +283,9 @@ def table_unsafe(record) -> pd.DataFrame:
 # -------------------------------------------------------------------------------------------------------------- styles
 
 
+GRID = ("esd-x", "spm", "kpop")  # what the grid of styles has room for; bars and table have every method
+
+
 def style_runs(record) -> pd.DataFrame:
     """One row for each method, erased style and style asked for, training seeds averaged."""
     rows = [
@@ -298,7 +301,8 @@ def draw_styles(record) -> dict:
     """For each method a grid whose diagonal must change, and erased against kept by the style judge and by CLIP."""
     data, frame = record.data, style_runs(record)
     methods, styles, erased = list(dict.fromkeys(frame.method)), data["styles"], data["erased"]
-    columns = ["base"] + [name for method in methods for name in ("", *(f"{method}.{gone}" for gone in erased))]
+    shown = [m for m in methods if m in GRID] or methods
+    columns = ["base"] + [name for method in shown for name in ("", *(f"{method}.{gone}" for gone in erased))]
     grid, axes = plt.subplots(
         len(styles),
         len(columns),
@@ -324,7 +328,7 @@ def draw_styles(record) -> dict:
     for ax, style in zip(axes[:, 0], styles):
         ax.set_ylabel(style, rotation=0, ha="right", va="center", fontsize=7)
 
-    figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9.4, 0.34 * len(methods) + 1), layout="constrained")
     for ax, measure in zip(axes, ("style top-1", "CLIP, whole prompt")):
         before = data["base"]["by_style"][measure]
         frame["drop"] = [before[style] - value for style, value in zip(frame["style"], frame[measure])]
