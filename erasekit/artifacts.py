@@ -122,7 +122,12 @@ class Erasure:
         public = self.delta | {BESIDE + name: tensor for name, tensor in self.adapters.items()}
         write_tensors(folder / "delta.safetensors", public, self.info | {"kind": "delta"})
         for concept, prompt in self.keys.items():
-            meta = self.info | {"kind": "key", "concept": concept, "mechanism": prompt.mechanism}
+            meta = self.info | {
+                "kind": "key",
+                "concept": concept,
+                "mechanism": prompt.mechanism,
+                "log_weight": prompt.log_weight,
+            }
             write_tensors(key_path(folder, concept), {"p_k": prompt.k, "p_v": prompt.v}, meta, private=True)
 
     @classmethod
@@ -167,7 +172,9 @@ def load_key(path: Path, unet=None) -> tuple[Prompt, dict]:
     tensors, meta = read_tensors(path)
     if meta.get("kind") != "key":
         raise ValueError(f"{path} is not a key but a {meta.get('kind', 'different')} file")
-    prompt = Prompt(tensors["p_k"], tensors["p_v"], meta["config"]["place"], meta.get("mechanism", "shared"))
+    # Keys written before there were mechanisms and weights say nothing of them.
+    how = meta.get("mechanism", "shared"), meta.get("log_weight", 0.0)
+    prompt = Prompt(tensors["p_k"], tensors["p_v"], meta["config"]["place"], *how)
     if unet is not None:
         check_width(unet, prompt)
         check_base(unet, meta, f"key {path}")

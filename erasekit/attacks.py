@@ -25,10 +25,10 @@ from .training import gradients_off, update
 
 @dataclass(frozen=True)
 class Attack:
-    """How much an attacker spends. Raises ValueError for budgets that do not grow."""
+    """How much an attacker spends: as many tokens as the owner's key has. Raises ValueError for budgets that do not grow."""
 
-    budgets: tuple[int, ...] = (25, 100, 400)  # steps after which what was found so far is kept
-    m: int = 4  # tokens, or words
+    budgets: tuple[int, ...] = (25, 100, 400)  # steps after which what was found so far is kept; the start is kept too
+    m: int = 10  # tokens, or words
     batch: int = 8
     lr: float = 1e-2  # Adam
     seed: int = 0
@@ -99,7 +99,7 @@ def find_words(world, erasure, concept: str, shown: Shown, attack: Attack) -> di
     They start from words drawn at random. Each step's gradient is taken at the nearest words and moves what they were
     nearest to (PEZ).
     """
-    table = world.pipe.text_encoder.get_input_embeddings().weight.detach().float()
+    table = world.pipe.text_encoder.get_input_embeddings().weight.detach().float()[vocabulary(world.pipe)]
     start = torch.randint(len(table), (attack.m,), generator=seeded("words", concept, attack.seed))
     vectors = torch.nn.Parameter(table[start.to(table.device)].clone())
 
@@ -108,6 +108,20 @@ def find_words(world, erasure, concept: str, shown: Shown, attack: Attack) -> di
         return v + (words - v).detach()
 
     return speak(world, erasure, shown, [f"{marks(attack.m)} {text}" for text in shown.texts], attack, vectors, nearest)
+
+
+def vocabulary(pipe) -> list[int]:
+    """The tokens that are, or end, a word of letters: no bytes, no pieces that only begin one, no start and end."""
+    tokens = pipe.tokenizer.get_vocab()
+    return sorted(
+        n for token, n in tokens.items() if token.endswith("</w>") and token[:-4].isalpha() and len(token) > 5
+    )
+
+
+def as_words(pipe, vectors: torch.Tensor) -> str:
+    """The words of the vocabulary that are nearest to embeddings (m, width)."""
+    table = pipe.text_encoder.get_input_embeddings().weight.detach().float().cpu()
+    return " ".join(pipe.tokenizer.decode([n]).strip() for n in torch.cdist(vectors.float(), table).argmin(1).tolist())
 
 
 def speak(world, erasure, shown, texts, attack, vectors, project) -> dict[int, torch.Tensor]:
@@ -131,13 +145,13 @@ def speak(world, erasure, shown, texts, attack, vectors, project) -> dict[int, t
 
 
 def descend(world, erasure, shown: Shown, attack: Attack, parameters, predict: Callable, found: Callable) -> dict:
-    """Adam on the diffusion loss of `predict(z, t, index)`; `found()` after each budget. The public model stays as it is."""
+    """Adam on the diffusion loss of `predict(z, t, index)`; what is `found()` at the start (0) and after each budget."""
     pipe = world.pipe
     alphas = pipe.scheduler.alphas_cumprod.to(pipe.device)
     adam = torch.optim.Adam(parameters, lr=attack.lr)
-    kept = {}
+    kept = {0: found()}
     with gradients_off(pipe.unet), erasure.applied(pipe.unet):
-        # SPM's adapters open by prompt: here as far as they do for the concept's own.
+        # Adapters that open by prompt open as far as they do for the concept's own.
         erasure.guide(1.0).begin(pipe, shown.texts[:1] * attack.batch)
         for n in range(max(attack.budgets)):
             generator = seeded("attack", attack.seed, n)

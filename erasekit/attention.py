@@ -32,7 +32,7 @@ class Prompt:
 
     `place` names the layers it was trained in: "mid", "mid+up" or "all". `mechanism` is one of `MECHANISMS`; "layers" and
     "projected" have (L, m, width) in place of (m, d_ctx), one for each layer of the place in order (a narrow layer of
-    "projected" takes the first of the numbers), "timed" has (R, m, d_ctx), for R times from the last of noising to none.
+    "projected" takes the first of the numbers), "timed" has (R, m, d_ctx), for R times from the clean end to the noisy one.
     `log_weight` is added to the attention logits of its tokens: 0 is the key as trained, -inf is no key.
     """
 
@@ -70,6 +70,8 @@ class Prompt:
 
     def tokens(self, layer: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(p_k, p_v) of one layer, (B, m, width), in the device and precision of `like`, a batch."""
+        if self.mechanism == "timed":
+            raise ValueError("a timed prompt has no tokens of its own: put prompt.at(t, total) into the slot")
         sides = (self.k, self.v)
         if self.mechanism in ("layers", "projected"):
             sides = (side[..., layer, :, :] for side in sides)

@@ -1,5 +1,6 @@
 """KPOP: knowledge transfer trains the prompts, knowledge removal trains the model, in turn (arXiv 2403.12326, section 3)."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,12 +27,11 @@ class KPOP(WeightTraining):
     # Prompted layers: "mid", "mid+up" or "all"; the paper's objects use "mid", which recovers less here.
     place: str = "all"
     m: int = 10  # prompt length
-    mechanism: str = (
-        "shared"  # how the prompt enters a layer (`attention.MECHANISMS`), or "network", which makes them all
-    )
-    taught: tuple[
-        str, ...
-    ] = ()  # the concepts the prompts are trained on; () is all: others are hidden and have a key too
+    # How the prompt enters a layer (`attention.MECHANISMS`), or "network": one network makes every concept's.
+    mechanism: str = "shared"
+    # The concepts that prompts are trained on, () for all. Of another that is hidden too, the key is what an untrained tensor
+    # or the network gives.
+    taught: tuple[str, ...] = ()
     # What removal pulls the concept to: "neutral", the paper's, or "anchor", a retained object as in CA (arXiv 2303.13516).
     target: str = "neutral"
     eta: float = 1.0  # how far beyond it, away from the concept
@@ -73,7 +73,7 @@ def kpop(
         prompts = Network(bench.unet, config.place, tokens, config.m, config.seed)
     else:
         prompts = Tensors(bench.unet, config.mechanism, config.place, tokens, config.m, bench.embeddings.shape[1])
-    taught = torch.tensor([float(not config.taught or c in config.taught) for c in concepts], device=bench.device)
+    taught = torch.tensor([float(c in config.taught) for c in concepts], device=bench.device)
     old = Rehearsal(world, rehearse, bench) if rehearse else None
 
     if config.target == "anchor":
@@ -86,6 +86,13 @@ def kpop(
 
         def owner(b) -> torch.Tensor:
             return bench.owner[b.index[: b.n]].to(bench.device)
+
+        def over_taught(b, loss: torch.Tensor) -> torch.Tensor:
+            """The mean over samples whose concept is taught; zero where there is none."""
+            if not config.taught:
+                return loss.mean()
+            which = taught[owner(b)]
+            return (which * loss).sum() / which.sum().clamp(min=1)
 
         def prompted(b) -> torch.Tensor:
             with slot.holding(prompts.prompt(owner(b)).at(b.t[: b.n], len(bench.alphas))):
@@ -103,7 +110,7 @@ def kpop(
             # Stage 1, knowledge transfer: the prompts learn to draw the concept through theta'.
             for again in range(config.transfer_steps):
                 b = bench.draw("transfer", n, again, retained=False)
-                l_transfer = (taught[owner(b)] * b.weight * losses.transfer(prompted(b), b.eps)).mean()
+                l_transfer = over_taught(b, b.weight * losses.transfer(prompted(b), b.eps))
                 update(prompt_adam, l_transfer, prompts.parameters.values())
                 said["transfer"] = l_transfer.item()
 
@@ -113,7 +120,7 @@ def kpop(
             plain = bench.predict(b.z, b.t, b.text)
             held_to = losses.prompted_target(config.reading, b.eps[: b.n], y)
             l_removal = (weight * losses.removal(plain[: b.n], y)).mean()
-            l_prompted = (taught[owner(b)] * weight * losses.squared_error(prompted(b), held_to)).mean()
+            l_prompted = over_taught(b, weight * losses.squared_error(prompted(b), held_to))
             l_retain = bench.retain(plain, b)
             loss = l_removal + config.lam * l_prompted + config.retain_weight * l_retain
             if old:
@@ -137,12 +144,21 @@ class Rehearsal:
     """Keys of earlier erasures, held to what the original model draws: the prompted term of removal, for old concepts."""
 
     def __init__(self, world, keys: dict[str, Prompt], bench: Bench):
+        for concept, key in keys.items():
+            if (key.mechanism, key.place) != ("shared", bench.config.place):
+                raise ValueError(
+                    f"the key of {concept!r} is {key.mechanism} in {key.place}: rehearsed keys are shared and in the place that "
+                    f"is prompted now, {bench.config.place}"
+                )
         self.bench = bench
         subjects = [(key, subject) for concept, key in keys.items() for subject in world.subjects(concept)]
         self.k, self.v = (torch.stack([getattr(key, side) for key, _ in subjects]).to(bench.device) for side in "kv")
         self.pool = roll(world.origin, [subject for _, subject in subjects], bench.config.seed, **ROLL)
         self.text = encode(world.pipe, [text for _, (text, _) in subjects])
-        bench.identity["rehearsed"] = list(keys)
+        # Names, and what the keys are, so that a checkpoint is not gone on with under others.
+        bench.identity["rehearsed"] = {
+            c: hashlib.sha256(key.k.numpy().tobytes()).hexdigest()[:12] for c, key in keys.items()
+        }
 
     def loss(self, slot, n: int) -> torch.Tensor:
         """Of as many samples as there are of what is erased."""

@@ -56,7 +56,9 @@ class Tensors:
 
 
 class Network:
-    """One network for all concepts: p = start + W_2 GELU(W_1 mean of the concept's tokens); W_2 starts at zero.
+    """One network for all concepts: p = start + W_2 GELU(W_1 mean of the concept's tokens) / hidden width; W_2 starts at zero.
+
+    Divided by the width, a step of Adam moves p about as far as it moves a prompt that is a tensor.
 
     Whoever holds it makes the prompt of any concept, also of one it was never trained on.
     """
@@ -73,6 +75,10 @@ class Network:
 
     def prompt(self, concept) -> Prompt:
         """The prompt of a concept by its number, or of a batch by theirs (B,)."""
-        inner = torch.nn.functional.gelu(self.text[concept] @ self.parameters["first"].T) @ self.parameters["last"].T
+        inner = (
+            torch.nn.functional.gelu(self.text[concept] @ self.parameters["first"].T)
+            @ self.parameters["last"].T
+            / HIDDEN
+        )
         k, v = (self.start[concept] + inner.unflatten(-1, self.start.shape[1:])).unbind(-3)
         return Prompt(k, v, self.place)

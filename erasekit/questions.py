@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from .comparisons import panels
 from .drawing import BLUE, GREEN, GREY, OURS, PURPLE, colour, picture, tiles
 
 
@@ -56,10 +57,11 @@ def draw_stability(record) -> dict:
     for part, c in (("hidden", PURPLE), ("with the key", GREEN), ("kept", GREY)):
         for arm, own in frame.groupby("arm", sort=False):
             grid = own.pivot_table(index="training_seed", columns="step", values=f"{part}.CLIP")
-            if part != "with the key" or arm == "with transfer":
+            if part != "with the key" or arm == "with transfer":  # without transfer there is no key
                 band(left, grid.columns, grid.to_numpy(), color=c, ls=styles[arm], label=f"{part}, {arm}")
-    left.axhline(base["concepts"]["CLIP"], color="black", lw=0.8, ls=":")
-    left.text(frame.step.max(), base["concepts"]["CLIP"], "base ", fontsize=7, va="bottom", ha="right")
+    for part, name in (("concepts", "base, concepts"), ("kept", "base, kept")):
+        left.axhline(base[part]["CLIP"], color="black", lw=0.8, ls=":")
+        left.text(frame.step.max(), base[part]["CLIP"], name, fontsize=6, va="bottom", ha="right")
     left.set(xlabel="training step", title="CLIP alignment with the prompt")
     left.legend(fontsize=6.5)
     for arm, own in frame.groupby("arm", sort=False):
@@ -75,13 +77,26 @@ def draw_stability(record) -> dict:
 
 
 def table_stability(record) -> pd.DataFrame:
-    """Means over training seeds at each step."""
-    frame = pd.json_normalize(record.data["runs"])
-    table = frame.groupby(["arm", "step"], sort=False)[
-        ["hidden.top-1", "hidden.CLIP", "with the key.top-1", "with the key.CLIP", "kept.top-1", "kept.CLIP", "moved"]
-    ].mean()
-    table.index = [f"{arm}, step {step}" for arm, step in table.index]
-    return table.rename_axis(record.data["split"])
+    """At the same erasure, on straight lines between the steps: what is kept, and how far the weights have moved."""
+    frame, rows = pd.json_normalize(record.data["runs"]), {}
+    for esr in (50, 80, 95):
+        for arm, own in frame.groupby("arm", sort=False):
+            found = [at_erasure(run, esr) for _, run in own.groupby("training_seed")]
+            rows[f"ESR-1 {esr}, {arm}"] = {name: np.mean([f[name] for f in found]) for name in found[0]}
+    return pd.DataFrame(rows).T.rename_axis(f"{record.data['split']}, means over training seeds")
+
+
+def at_erasure(run: pd.DataFrame, esr: float) -> dict:
+    """PSR-1 and the distance moved where a run first erases `esr` percent; NaN where it never does."""
+    x = np.maximum.accumulate([0.0, *(100 - run["hidden.top-1"])])
+    start = {"kept.top-1": run["kept.top-1"].iloc[0], "moved": 0.0}
+    columns = {name: np.array([first, *run[name]], dtype=float) for name, first in start.items()}
+    return {
+        {"kept.top-1": "PSR-1, %", "moved": "distance moved"}[name]: float(np.interp(esr, x, y))
+        if x[-1] >= esr
+        else np.nan
+        for name, y in columns.items()
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------- CLIP study
@@ -170,18 +185,9 @@ def draw_recovery(record) -> dict:
     most = frame.pictures.max()
     for ax, case in zip(axes[0], cases):
         for method, own in frame[frame.case == case].groupby("method", sort=False):
-            start = own[own.way == "no key"].rate.mean()
             for way, style in (("key found", "-"), ("words found", "--")):
                 line = own[(own.way == way) & (own.pictures == most)].groupby("steps").rate.mean()
-                ax.plot(
-                    [0, *line.index],
-                    [start, *line],
-                    style,
-                    color=shade(method),
-                    marker="o",
-                    ms=3,
-                    label=f"{method}, {way}",
-                )
+                ax.plot(line.index, line, style, color=shade(method), marker="o", ms=3, label=f"{method}, {way}")
         ax.set(xlabel="steps the attacker spends", title=case, ylim=(-3, 103))
     axes[0, 0].set_ylabel("images that are the concept, %")
     axes[0, -1].legend(fontsize=6.5)
@@ -199,12 +205,12 @@ def draw_recovery(record) -> dict:
 
 def shade(method: str) -> str:
     """A colour for each method where all are told apart: ours have theirs."""
-    return OURS.get(method, {"esd-x": BLUE, "uce": "black"}.get(method, GREY))
+    return OURS.get(method, {"esd-x": BLUE, "uce": "black", "base": "#c9a227"}.get(method, GREY))
 
 
 def recovery_grid(frame: pd.DataFrame) -> pd.DataFrame:
     """Rates by case and method, and by way: for attacks the largest number of steps."""
-    last = frame[frame.steps.isin([0, frame.steps.max()])].copy()
+    last = frame[(frame.steps == frame.steps.max()) | (frame.pictures == 0)].copy()
     last["how"] = [f"{way}, {n} picture{'s' * (n > 1)}" if n else way for way, n in zip(last.way, last.pictures)]
     ways = list(dict.fromkeys(last.sort_values("pictures", kind="stable").how))
     return last.pivot_table(index=["case", "method"], columns="how", values="rate", sort=False).reindex(columns=ways)
@@ -222,26 +228,41 @@ def table_recovery(record) -> pd.DataFrame:
 
 
 def draw_attacks(record) -> dict:
-    """Success against the steps an attacker spends, for each method: a wording before the prompt, and new words."""
-    frame = pd.DataFrame(record.data["runs"])
-    ways = list(dict.fromkeys(frame.way))
-    figure, axes = plt.subplots(1, len(ways), figsize=(9.4, 3.2), sharey=True, squeeze=False, layout="constrained")
-    for ax, way in zip(axes[0], ways):
-        for method, own in frame[frame.way == way].groupby("method", sort=False):
-            line = own.groupby("steps").rate.mean()
-            ax.plot(line.index, line, color=colour(method), marker="o", ms=3, lw=1.8 if method in OURS else 0.9)
-            ax.text(line.index[-1], line.iloc[-1], f" {method}", fontsize=7, va="center", color=colour(method))
-        ax.set(xlabel="steps the attacker spends", title=way, ylim=(-3, 103), xlim=(0, 1.2 * frame.steps.max()))
-    axes[0, 0].set_ylabel("images that are the concept, %")
+    """A panel for each method: success against the steps an attacker spends, beside the same attack on the base."""
+    frame = best_attack(record)
+    methods = [m for m in frame.method.unique() if m != "base"]
+    figure, axes = panels(len(methods))
+    for ax, method in zip(axes, methods):
+        for who, c, lw in (("base", GREY, 3), (method, colour(method) if method in OURS else "black", 1.4)):
+            for way, ls in (("wording", "--"), ("new words", "-")):
+                line = frame[(frame.method == who) & (frame.way == way)].groupby("steps").rate.mean()
+                ax.plot(range(len(line)), line, ls, color=c, lw=lw, alpha=0.4 if who == "base" else 1, marker="o", ms=3)
+                ax.set_xticks(range(len(line)), line.index, fontsize=6)
+        plain = frame[(frame.method == method) & (frame.way == "asked plainly")].rate.mean()
+        ax.axhline(plain, color="black", lw=0.5, ls=":")
+        ax.set(ylim=(-3, 103))
+        ax.set_title(method, color=colour(method), weight="bold" if method in OURS else "normal")
+    figure.supxlabel(
+        "steps the attacker spends (solid: new words; dashed: a wording; pale: on the base; dotted: asked plainly)",
+        fontsize=8,
+    )
+    figure.supylabel("images that are the concept, %", fontsize=8)
     return {"attacks": figure}
 
 
-def table_attacks(record) -> pd.DataFrame:
-    """Means over the attacked concepts."""
+def best_attack(record) -> pd.DataFrame:
+    """The rates, of several attack seeds the best at each budget."""
     frame = pd.DataFrame(record.data["runs"])
-    frame["how"] = [f"{way}, {steps} steps" if steps else "asked plainly" for way, steps in zip(frame.way, frame.steps)]
-    ways = list(dict.fromkeys(frame.sort_values(["steps"], kind="stable").sort_values("way", kind="stable").how))
-    table = frame.pivot_table(index="method", columns="how", values="rate", sort=False).reindex(columns=ways)
+    return frame.groupby(["method", "concept", "way", "steps"], sort=False).rate.max().reset_index()
+
+
+def table_attacks(record) -> pd.DataFrame:
+    """Means over the attacked concepts: asked plainly, at the start of each search, and at its end."""
+    frame = best_attack(record)
+    last = frame[(frame.steps == frame.steps.max()) | (frame.steps == 0)].copy()
+    last["how"] = [way if way == "asked plainly" else f"{way}, {n} steps" for way, n in zip(last.way, last.steps)]
+    ways = list(dict.fromkeys(last.how))
+    table = last.pivot_table(index="method", columns="how", values="rate", sort=False).reindex(columns=ways)
     return table.rename_axis("images that are the concept, %")
 
 
@@ -253,96 +274,136 @@ def draw_mechanisms(record) -> dict:
     frame = mechanism_runs(record)
     figure, axes = plt.subplots(1, 3, figsize=(9.4, 3.3), width_ratios=[1.3, 1.3, 0.9], layout="constrained")
     left, middle, right = axes
-    rates = {"ESR-1": PURPLE, "PSR-1": GREY, "with the key": GREEN}
+    rates = {"PSR-1": GREY, "with the key": GREEN}
     plain = frame[frame.mechanism.notna() & frame.taught.isna()].groupby("mechanism", sort=False)[list(rates)]
     mean, low, high = plain.mean(), plain.min(), plain.max()
     for n, (rate, c) in enumerate(rates.items()):
-        at = np.arange(len(mean)) + 0.26 * (n - 1)
-        left.barh(at, mean[rate], 0.24, color=c, label=rate)
+        at = np.arange(len(mean)) + 0.36 * (n - 0.5)
+        left.barh(at, mean[rate], 0.34, color=c, label=rate)
         left.hlines(at, low[rate], high[rate], color="black", lw=0.8)
     left.set_yticks(range(len(mean)), mean.index)
     left.invert_yaxis()
-    left.set(xlim=(0, 103), xlabel="%", title="how the prompt enters")
+    left.set(xlim=(0, 103), xlabel=f"%, where {ESR} % are erased", title="how the prompt enters")
+    left.legend(fontsize=7)
     for reading, ls in (("recoverable", "-"), ("adversarial", "--")):
         own = frame[frame.reading == reading]
         for rate, c in rates.items() if len(own) else ():
-            grid = own.pivot_table(index="training_seed", columns="lam", values=rate)
+            grid = own.pivot_table(index="training_seed", columns="lam", values=rate, dropna=False)
             band(middle, range(grid.shape[1]), grid.to_numpy(), color=c, ls=ls, label=f"{rate}, {reading}")
             middle.set_xticks(range(grid.shape[1]), [f"{lam:g}" for lam in grid.columns])
     middle.set(ylim=(-3, 103), xlabel="lambda, or b", title="weight of the prompted term")
     middle.legend(fontsize=6)
-    part = frame[frame.taught.notna()].groupby("mechanism", sort=False)[["key, taught", "key, untaught"]].mean()
+    part = frame[frame.taught.notna()].groupby("mechanism", sort=False)[["key, taught", "key, untaught"]]
     for n, (rate, c) in enumerate((("key, taught", GREEN), ("key, untaught", BLUE))):
-        right.bar(np.arange(len(part)) + 0.4 * (n - 0.5), part[rate], 0.36, color=c, label=rate)
-    right.set_xticks(range(len(part)), ["a prompt each" if name == "shared" else name for name in part.index])
-    right.set(ylim=(0, 118), title="keys of concepts not taught, %")
+        at = np.arange(part.ngroups) + 0.4 * (n - 0.5)
+        right.bar(at, part.mean()[rate], 0.36, color=c, label=rate)
+        right.vlines(at, part.min()[rate], part.max()[rate], color="black", lw=0.8)
+    right.set_xticks(range(part.ngroups), ["a prompt each" if name == "shared" else name for name in part.groups])
+    taught, all_ = len(record.data["taught"]), len(record.data["taught"] + record.data["untaught"])
+    right.set(ylim=(0, 118), title=f"keys, {taught} of {all_} taught, %")
     right.legend(fontsize=7, ncols=2)
     return {"mechanisms": figure}
 
 
+ESR = 90  # percent, at which mechanisms are compared
+
+
 def mechanism_runs(record) -> pd.DataFrame:
-    """The runs with what was changed as columns, missing where it was not."""
-    rows = [run["changes"] | {k: v for k, v in run.items() if k != "changes"} for run in record.data["runs"]]
-    return pd.DataFrame(rows).reindex(
-        columns=list(dict.fromkeys(["mechanism", "taught", "reading", "lam", *(k for r in rows for k in r)]))
-    )
+    """One row a run: what was changed, and its rates where it erases `ESR` percent, on straight lines between scales.
+
+    A run that erases more at its gentlest has its rates there; one that never erases so much has none.
+    """
+    rows = []
+    for run in record.data["runs"]:
+        points = pd.DataFrame(run["points"]).sort_values("scale")
+        x = np.maximum.accumulate(points["ESR-1"].to_numpy())
+        names = ("PSR-1", "with the key", "key, taught", "key, untaught")
+        there = {n: float(np.interp(ESR, x, points[n])) if x[-1] >= ESR else np.nan for n in names}
+        there |= {"ESR-1, whole step": points["ESR-1"].iloc[-1], "numbers of a key": run["numbers of a key"]}
+        rows.append(
+            run["changes"] | {"training_seed": run["training_seed"], "seconds": run["training_seconds"]} | there
+        )
+    frame = pd.DataFrame(rows)
+    return frame.reindex(columns=list(dict.fromkeys(["mechanism", "taught", "reading", "lam", *frame.columns])))
 
 
 def table_mechanisms(record) -> pd.DataFrame:
     """Means over training seeds for each change."""
-    frame = pd.DataFrame(record.data["runs"])
+    frame = mechanism_runs(record)
     frame["change"] = [
-        ", ".join(f"{k} {'+'.join(v) if isinstance(v, list) else v}" for k, v in changes.items())
-        for changes in frame.changes
+        ", ".join(f"{k} {'+'.join(v) if isinstance(v, list) else v}" for k, v in run["changes"].items())
+        for run in record.data["runs"]
     ]
-    columns = ["ESR-1", "PSR-1", "with the key", "key, taught", "key, untaught", "training_seconds"]
-    return frame.groupby("change", sort=False)[columns].mean().rename_axis(f"{record.data['split']}, %")
+    columns = [
+        "ESR-1, whole step",
+        "PSR-1",
+        "with the key",
+        "key, taught",
+        "key, untaught",
+        "numbers of a key",
+        "seconds",
+    ]
+    table = frame.groupby("change", sort=False)[columns].mean()
+    return table.rename_axis(f"{record.data['split']}, % where {ESR} % are erased")
 
 
 # ----------------------------------------------------------------------------------------------------------- continual
 
 
 def continual_parts(run: dict) -> pd.DataFrame:
-    """Rows: steps. Mean top-1 of what was just hidden, of what was hidden earlier, of what stays, and with the keys."""
+    """Rows: steps, and last all at once. Mean top-1 of what was just hidden, hidden earlier, of what stays, and with keys."""
     rows = []
-    for n, after in enumerate(run["after"]):
+    for n, after in enumerate([*run["after"], run["at once"]]):
         hidden = list(after["hidden"].values())
-        row = {"just hidden": hidden[-1], "hidden earlier": np.mean(hidden[:-1]) if n else np.nan}
+        once = n == len(run["after"])
+        row = {
+            "just hidden": np.nan if once else hidden[-1],
+            "hidden earlier": np.mean(hidden if once else hidden[:-1] or [np.nan]),
+        }
         row["kept"] = np.mean(list(after["kept"].values()))
         if "with the key" in after:
             row["with their keys"] = np.mean(list(after["with the key"].values()))
             row["with the first key"] = next(iter(after["with the key"].values()))
         rows.append(row)
-    return pd.DataFrame(rows, index=range(1, len(rows) + 1))
+    return pd.DataFrame(rows, index=[*range(1, len(rows)), "all at once"])
+
+
+def continual_means(record) -> dict[str, pd.DataFrame]:
+    """Row -> its parts, means over training seeds."""
+    rows: dict[str, list] = {}
+    for run in record.data["runs"]:
+        rows.setdefault(run["row"], []).append(continual_parts(run))
+    return {row: sum(parts) / len(parts) for row, parts in rows.items()}
 
 
 def draw_continual(record) -> dict:
     """A panel for each way of going on: what was hidden, what stays, and what the keys open, after each step."""
-    runs = record.data["runs"]
+    methods = {run["row"]: run["method"] for run in record.data["runs"]}
     figure, axes = plt.subplots(2, 3, figsize=(9.4, 4.4), sharex=True, sharey=True, layout="constrained")
-    colours = {
-        "just hidden": PURPLE,
-        "hidden earlier": "black",
-        "kept": GREY,
-        "with their keys": GREEN,
-        "with the first key": BLUE,
-    }
-    for ax in axes.flat[len(runs) :]:
+    colours = {"just hidden": PURPLE, "hidden earlier": "black", "kept": GREY}
+    colours |= {"with their keys": GREEN, "with the first key": BLUE}
+    for ax in axes.flat[len(methods) :]:
         ax.axis("off")
-    for ax, run in zip(axes.flat, runs):
-        for name, values in continual_parts(run).items():
-            ax.plot(values.index, values, color=colours[name], marker="o", ms=4, label=name)
+    for ax, (row, parts) in zip(axes.flat, continual_means(record).items()):
+        steps = np.arange(1, len(parts))
+        for name, values in parts.items():
+            ax.plot(steps, values.iloc[:-1], color=colours[name], marker="o", ms=4, label=name)
+            ax.plot(len(parts), values.iloc[-1], "D", color=colours[name], mfc="white", ms=5)
         ax.set(ylim=(-3, 103))
-        ax.set_title(run["row"], color=colour(run["method"]), weight="bold" if run["method"] in OURS else "normal")
-        ax.set_xticks(range(1, len(run["after"]) + 1))
+        ax.set_title(row, color=colour(methods[row]), weight="bold" if methods[row] in OURS else "normal")
+        ax.set_xticks([*steps, len(parts)], [*steps, "at once"], fontsize=7)
     axes.flat[0].legend(fontsize=6.5)
-    figure.supxlabel("concepts hidden so far, one after another", fontsize=9)
+    figure.supxlabel("concepts hidden so far, one after another; open diamonds: all five at once", fontsize=9)
     figure.supylabel("judge's top-1, %", fontsize=9)
     return {"continual": figure}
 
 
 def table_continual(record) -> pd.DataFrame:
-    """After the last step."""
-    rows = {run["row"]: continual_parts(run).iloc[-1] for run in record.data["runs"]}
+    """After the last step, and all at once."""
+    rows = {}
+    for row, parts in continual_means(record).items():
+        rows[row] = parts.iloc[-2]
+        if "rehearsed" not in row:
+            rows[f"{row}, all at once"] = parts.iloc[-1]
     count = len(record.data["concepts"])
     return pd.DataFrame(rows).T.rename_axis(f"judge's top-1, %, after {count} concepts")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from erasekit import attacks
-from erasekit.attacks import Attack, Shown, find_key, find_words, invert, marks, spoken
+from erasekit.attacks import Attack, Shown, as_words, find_key, find_words, invert, marks, spoken
 from erasekit.attention import Prompt
 from erasekit.baselines import erase, settings
 from erasekit.text import encode
@@ -30,11 +30,11 @@ def test_an_attack_moves_what_it_looks_for_and_nothing_else(toy, shown, erasure,
     before = copy.deepcopy((toy.pipe.unet.state_dict(), toy.pipe.text_encoder.state_dict()))
     found = attack(toy, erasure, "church", shown, QUICK)
     again = attack(toy, erasure, "church", shown, QUICK)
-    assert list(found) == [1, 3]
+    assert list(found) == [0, 1, 3]
     tensors, others = ([getattr(f, "k", f) for f in run.values()] for run in (found, again))
     assert all(torch.equal(a, b) for a, b in zip(tensors, others))
     if attack is not find_words:  # three steps need not reach the next word
-        assert not torch.equal(*tensors)
+        assert not torch.equal(tensors[1], tensors[2])
     after = toy.pipe.unet.state_dict(), toy.pipe.text_encoder.state_dict()
     assert all(torch.equal(a[n], b[n]) for a, b in zip(before, after) for n in b)
     assert all(p.requires_grad for p in toy.pipe.text_encoder.parameters())
@@ -48,7 +48,7 @@ def test_a_key_is_found_where_the_public_model_can_draw(toy, shown):
     generator = torch.Generator().manual_seed(5)
     noise = torch.randn(shown.latents.shape, generator=generator)
     losses = []
-    for key in found.values():
+    for key in (found[1], found[60]):
         with torch.no_grad(), attacks.augment(toy.pipe.unet, "all", Prompt(key.k, key.v)):
             for t in (100, 500, 900):
                 alpha = toy.pipe.scheduler.alphas_cumprod[t]
@@ -78,7 +78,8 @@ def test_new_words_are_said_as_they_were_learned_and_then_forgotten(toy, shown, 
 def test_found_words_are_words(toy, shown, erasure):
     table = toy.pipe.text_encoder.get_input_embeddings().weight.detach()
     for words in find_words(toy, erasure, "church", shown, QUICK).values():
-        assert torch.cdist(words, table).min(1).values.max() < 1e-5
+        assert all(word.isalpha() for word in as_words(toy.pipe, words).split())
+        assert (words[:, None] - table).abs().amax(2).min(1).values.max() < 1e-6
 
 
 def test_words_that_are_known_already_are_refused(toy, sentence):

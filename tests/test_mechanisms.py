@@ -29,6 +29,11 @@ def predicted(toy, prompt, place="all"):
         return toy.pipe.unet(z, t, text).sample
 
 
+def predicted_plainly(toy):
+    text = encode(toy.pipe, ["a picture of a church"])
+    return toy.pipe.unet(torch.zeros(1, 4, 8, 8), torch.tensor([10]), text).sample
+
+
 def started(toy, mechanism, place="all"):
     tokens = toy.concept_tokens("church").float()
     said = encode(toy.pipe, ["church"]).shape[1]
@@ -76,6 +81,10 @@ def test_a_key_of_any_mechanism_is_trained_saved_and_loaded(toy, tmp_path, mecha
         alone = sample(toy.pipe, *(part[1:] for part in asked), key=made.key("church"), steps=2)
     assert torch.equal(ours, theirs) and not torch.equal(ours, hidden)
     assert (ours[1:].int() - alone.int()).abs().max() <= 1  # whatever the batch size
+    weak = replace(made.key("church"), log_weight=-3.0) if mechanism != "added" else None
+    if mechanism != "added":
+        Erasure(made.delta, {"church": weak}, made.info).save(tmp_path / "weak")
+        assert Erasure.load(tmp_path / "weak").key("church").log_weight == -3.0
     assert loaded.key("church").mechanism == ("shared" if mechanism == "network" else mechanism)
 
 
@@ -134,6 +143,14 @@ def test_unknown_mechanisms_and_concepts_are_refused(toy, prompt, sentence):
     with pytest.raises(ValueError) as error:
         replace(prompt, mechanism="added", log_weight=1.0)
     assert "log_weight" in sentence(error)
+    first = kpop(toy, ["church"], KPOP(mechanism="layers", **SHORT), progress=False)
+    with pytest.raises(ValueError) as error:
+        kpop(toy.after(first), ["dog"], KPOP(**SHORT), progress=False, rehearse=first.keys)
+    assert "'church'" in sentence(error) and "layers" in sentence(error)
+    timed = started(toy, "timed")
+    with augment(toy.pipe.unet) as slot, slot.holding(timed), pytest.raises(ValueError) as error:
+        predicted_plainly(toy)
+    assert "at(t" in sentence(error)
     narrow = Prompt(prompt.k[:, :5], prompt.v[:, :5], mechanism="projected")
     with pytest.raises(ValueError) as error, augment(toy.pipe.unet, "all", narrow):
         pass
@@ -172,7 +189,7 @@ def test_rehearsing_keeps_an_old_key_closer_to_what_it_drew(toy):
 
     alone = kpop(later, ["dog"], config, progress=False)
     rehearsed = kpop(later, ["dog"], config, progress=False, rehearse=first.keys)
-    assert rehearsed.info["rehearsed"] == ["church"] and "rehearsal" in rehearsed.info["history"][0]
+    assert list(rehearsed.info["rehearsed"]) == ["church"] and "rehearsal" in rehearsed.info["history"][0]
     assert off(rehearsed) < off(alone)
 
 

@@ -36,7 +36,7 @@ def test_a_drop_from_the_base_ranks_where_styles_differ_in_level():
     found = ranks(runs)["whole prompt"]
     assert found["drop from the base"] == 1.0 == found["within a style"]
     assert found["all"] == pytest.approx(1 - 3 / 12)
-    assert found["by method"] == {"m": found["all"]}
+    assert found["by method"] == {"m": 0.75}  # of its own four images
 
 
 def test_spm_adapters_side_by_side_do_what_each_does(toy):
@@ -47,6 +47,10 @@ def test_spm_adapters_side_by_side_do_what_each_does(toy):
     with both.applied(toy.pipe.unet):
         both.guide(5.0).begin(toy.pipe, asked[0])
         assert both._adapter.multiplier.shape == (1, 2)
+    for layer in {name.rsplit(".", 1)[0] for name in both.adapters}:
+        whole = both.adapters[f"{layer}.up"] @ both.adapters[f"{layer}.down"]
+        parts = sum(m.adapters[f"{layer}.up"] @ m.adapters[f"{layer}.down"] for m in made)
+        assert torch.allclose(whole, parts, atol=1e-6)
     zero = torch.zeros_like
     alone = Erasure(
         {},

@@ -32,7 +32,8 @@ def compute(world, methods, strengths, erased, seeds, training_seed, sampling_st
     """For images asked for in the erased style, by the base and by each method: CLIP by form of the text, and the judge.
 
     How well a score ranks is the area under its ROC curve: the chance that an image with the style has more of it than one
-    without. `drop` is the base's score on the same prompt and seed less the image's own.
+    without. `drop` is the image's score less the base's on the same prompt and seed. The world has one CLIP model; its judge was
+    trained apart from it.
     """
     ten = world.concepts("emojinette")
 
@@ -76,32 +77,35 @@ def compute(world, methods, strengths, erased, seeds, training_seed, sampling_st
 def ranks(runs: list[dict]) -> dict:
     """How well each form of CLIP tells images with the style from those without, as areas under ROC curves.
 
-    "all": over every image. "within a style": the mean over styles. "drop from the base": over the methods' images alone.
-    "by method": that method's images beside the base's. "spearman": rank correlation with the judge's probability.
+    "all": over every image. "within a style": the mean over styles. "drop from the base": over the methods' images of prompts
+    where the base has the style. "by method": within that method's own images. "spearman": rank correlation with the judge's
+    probability, the mean over styles.
     """
-    frame = pd.concat(
-        [pd.DataFrame({k: run[k] for k in ("method", "erased", "judge", "there", *FORMS)}) for run in runs]
-    )
-    ours = frame[frame.method != "base"]
+    names = ("method", "erased", "judge", "there", *FORMS)
+    frame = pd.concat([pd.DataFrame({k: run[k] for k in names}) for run in runs])
     # The base's images of a style stand in the same order of prompts and seeds as every method's.
-    before = {style: own for style, own in frame[frame.method == "base"].groupby("erased")}
+    base = {style: own for style, own in frame[frame.method == "base"].groupby("erased")}
+    ours = {where: own for where, own in frame[frame.method != "base"].groupby(["method", "erased"], sort=False)}
+    styles = [own for _, own in frame.groupby("erased", sort=False)]
     found = {}
     for form in FORMS:
-        kept = [-before[style][form] + own[form] for (_, style), own in ours.groupby(["method", "erased"], sort=False)]
-        order = [own.there for _, own in ours.groupby(["method", "erased"], sort=False)]
-        styles = [auc(own[form], own.there) for _, own in frame.groupby("erased", sort=False)]
+        drops = [(own[form] - base[style][form])[base[style].there] for (_, style), own in ours.items()]
+        order = [own.there[base[style].there] for (_, style), own in ours.items()]
         found[form] = {
             "all": auc(frame[form], frame.there),
-            "within a style": round(float(np.nanmean(styles)), 4),
-            "drop from the base": auc(pd.concat(kept), pd.concat(order)),
-            "spearman": round(frame[[form, "judge"]].rank().corr().iat[0, 1], 4),
+            "within a style": mean(auc(own[form], own.there) for own in styles),
+            "drop from the base": auc(pd.concat(drops), pd.concat(order)),
+            "spearman": mean(own[[form, "judge"]].rank().corr().iat[0, 1] for own in styles),
             "by method": {
-                m: auc(own[form], own.there)
-                for m in ours.method.unique()
-                for own in [frame[frame.method.isin(["base", m])]]
+                m: auc(own[form], own.there) for m, own in frame[frame.method != "base"].groupby("method", sort=False)
             },
         }
     return found
+
+
+def mean(values) -> float:
+    """The mean of what is a number."""
+    return round(float(np.nanmean(list(values))), 4)
 
 
 def auc(scores, there) -> float:

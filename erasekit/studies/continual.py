@@ -1,5 +1,8 @@
 """10: five concepts hidden one after another, each step from the last public model."""
 
+from dataclasses import replace
+from itertools import product
+
 import torch
 from tqdm.auto import tqdm
 
@@ -10,7 +13,7 @@ from ..metrics import percent
 from ..sampling import sample
 from ..worlds import RETAINED, SPLITS
 from .panel import as_json, cell, drawn, hits
-from .strength import chosen, configured
+from .strength import chosen, configured, trained
 
 # Row -> the method, and whether stored keys are rehearsed while later concepts are hidden.
 ROWS = {"kpop": ("kpop", False), "kpop, rehearsed": ("kpop", True)}
@@ -20,21 +23,32 @@ FULL = {
     "rows": list(ROWS),
     "strengths": chosen(),
     "split": "S1",
-    "training_seed": 0,
+    "training_seeds": 3,
     "seeds": 10,
     "key_seeds": 10,
     "sampling_steps": 8,
     "steps": None,
 }
 SCALES = {
-    "smoke": FULL | {"rows": ["kpop, rehearsed", "uce"], "seeds": 1, "key_seeds": 1, "sampling_steps": 2, "steps": 1},
-    "quick": FULL | {"rows": ["kpop", "kpop, rehearsed", "uce"]},
+    "smoke": FULL
+    | {
+        "rows": ["kpop, rehearsed", "uce"],
+        "training_seeds": 1,
+        "seeds": 1,
+        "key_seeds": 1,
+        "sampling_steps": 2,
+        "steps": 1,
+    },
+    "quick": FULL | {"rows": ["kpop", "kpop, rehearsed", "uce"], "training_seeds": 1},
     "full": FULL,
 }
 
 
-def compute(world, rows, strengths, split, training_seed, seeds, key_seeds, sampling_steps, steps):
-    """After each step, for each concept hidden so far and for those that stay: top-1 of the public model and with its key."""
+def compute(world, rows, strengths, split, training_seeds, seeds, key_seeds, sampling_steps, steps):
+    """After each step, for each concept hidden so far and for those that stay: top-1 of the public model and with its key.
+
+    Each concept gets its share of the steps that all together take where they are hidden at once, which is measured beside.
+    """
     concepts = SPLITS[split]
     kept = [c for c in world.concepts("emojinette") if c not in concepts]
 
@@ -55,6 +69,15 @@ def compute(world, rows, strengths, split, training_seed, seeds, key_seeds, samp
             ]
         return {c: percent(r) for c, r in zip(names, right)}
 
+    def state(where, public, hidden_, keys):
+        """What is seen of a public model."""
+        waiting = [c for c in concepts if c not in hidden_]
+        return {
+            "hidden": rate(where, public, hidden_),
+            "waiting": rate(where, public, waiting) if waiting else {},
+            "kept": rate(where, public, kept),
+        } | ({"with the key": rate(where, public, hidden_, keys)} if keys else {})
+
     def one_after_another(method, rehearsed, config, scale):
         now, keys, found, adapters = world, {}, [], []
         for n, concept in enumerate(concepts):
@@ -70,29 +93,29 @@ def compute(world, rows, strengths, split, training_seed, seeds, key_seeds, samp
             else:
                 now = now.after(made)
                 public, where = None, now
-            found.append(
-                {
-                    "hidden": rate(where, public, concepts[: n + 1]),
-                    "waiting": rate(where, public, concepts[n + 1 :]) if concepts[n + 1 :] else {},
-                    "kept": rate(where, public, kept),
-                }
-                | ({"with the key": rate(where, public, concepts[: n + 1], keys)} if keys else {})
-            )
+            found.append(state(where, public, concepts[: n + 1], keys))
         return {"after": found}, None
 
+    def at_once(method, config, scale):
+        made, _ = trained(world, concepts, method, config, scale)
+        return state(world, made, concepts, made.keys), None
+
     runs = []
-    for row in tqdm(rows, desc="continual"):
+    for seed, row in tqdm(list(product(range(training_seeds), rows)), desc="continual"):
         method, rehearsed = ROWS[row]
-        strength = strengths[method]
-        config = configured(method, RETAINED, training_seed, sampling_steps, strength["settings"], steps)
-        parts = row, as_json(config), strength["scale"], split, seeds, key_seeds, sampling_steps
-        how = method, rehearsed, config, strength["scale"]
-        numbers, _ = cell("continual", world, lambda how=how: one_after_another(*how), __name__, *parts)
-        runs.append({"row": row, "method": method} | numbers)
+        scale = strengths[method]["scale"]
+        config = configured(method, RETAINED, seed, sampling_steps, strengths[method]["settings"], steps)
+        share = replace(config, steps=max(1, config.steps // len(concepts))) if hasattr(config, "steps") else config
+        parts = as_json(config), scale, split, seeds, key_seeds, sampling_steps
+        how = method, rehearsed, share, scale
+        numbers, _ = cell("continual", world, lambda how=how: one_after_another(*how), __name__, row, *parts)
+        how = method, config, scale
+        once, _ = cell("continual", world, lambda how=how: at_once(*how), __name__, "at once", method, *parts)
+        runs.append({"row": row, "method": method, "training_seed": seed, "at once": once} | numbers)
     return {
         "N": seeds,
         "seeds": [0, seeds - 1],
-        "training_seeds": 1,
+        "training_seeds": training_seeds,
         "concepts": list(concepts),
         "kept": kept,
         "runs": runs,

@@ -1,4 +1,4 @@
-"""What 05 and 06 share: one method's erasure, trained, measured, and kept in the build folder so that long studies resume."""
+"""What many studies share: one method's erasure, trained, measured, and kept in the build folder so that long studies resume."""
 
 from .panel import as_json, cell
 from .strength import trained

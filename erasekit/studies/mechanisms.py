@@ -13,7 +13,8 @@ from .strength import chosen, configured
 
 FULL = {
     "mechanisms": list(CHOICES),
-    "weights": [0.0, 0.1, 0.3, 1.0, 3.0],  # lambda, or b in the adversarial reading
+    "weights": [0.1, 0.3, 1.0, 3.0],  # lambda, or b in the adversarial reading
+    "step_scales": [0.6, 0.8, 1.0],
     "readings": list(READINGS),
     "untaught": 2,  # concepts that the network makes a key for and was not trained on
     "strength": chosen().get("kpop"),
@@ -30,6 +31,7 @@ SCALES = {
         "mechanisms": ["network"],
         "weights": [1.0],
         "readings": ["recoverable"],
+        "step_scales": [1.0],
         "training_seeds": 1,
         "seeds": 1,
         "key_seeds": 1,
@@ -45,6 +47,7 @@ def compute(
     world,
     mechanisms,
     weights,
+    step_scales,
     readings,
     untaught,
     strength,
@@ -55,23 +58,31 @@ def compute(
     sampling_steps,
     steps,
 ):
-    """ESR, PSR and what the keys bring back, in percent, for each mechanism, for each weight, and for keys not taught."""
+    """ESR, PSR and what the keys bring back, in percent, for each mechanism, each weight, and for keys not taught.
+
+    Each training is seen at several scales of its step, so that they can be compared at the same erasure.
+    """
     erased = SPLITS[split]
     kept = [c for c in world.concepts("emojinette") if c not in erased]
     asked = [(world.prompt(c), c, seed) for c in (*erased, *kept) for seed in range(seeds)]
     taught, others = erased[: len(erased) - untaught], erased[len(erased) - untaught :]
-    sizes = (split, untaught, seeds, key_seeds, sampling_steps)
+    sizes = (step_scales, split, untaught, seeds, key_seeds, sampling_steps)
 
     def measure(made):
-        found = rates(world, made, asked, len(erased) * seeds, sampling_steps)
-        for name, concepts in (("with the key", erased), ("key, taught", taught), ("key, untaught", others)):
-            found[name] = opened(world, made, concepts, key_seeds, sampling_steps)
-        return found, None
+        points = []
+        for scale in step_scales:
+            there = made.scaled(world.pipe.unet, scale)
+            point = {"scale": scale} | rates(world, there, asked, len(erased) * seeds, sampling_steps)
+            for name, concepts in (("with the key", erased), ("key, taught", taught), ("key, untaught", others)):
+                point[name] = opened(world, there, concepts, key_seeds, sampling_steps)
+            points.append(point)
+        numbers = sum(key.k.numel() + key.v.numel() for key in made.keys.values()) // len(made.keys)
+        return {"points": points, "numbers of a key": numbers}, None
 
     def run(seed, **changes):
         settings = strength["settings"] | changes
         config = configured("kpop", RETAINED, seed, sampling_steps, settings, steps)
-        return hidden("mechanisms", world, erased, "kpop", config, strength["scale"], measure, *sizes)[0]
+        return hidden("mechanisms", world, erased, "kpop", config, 1.0, measure, *sizes)[0]
 
     wanted = [{"mechanism": m} for m in mechanisms]
     wanted += [{"mechanism": m, "taught": taught} for m in ("shared", "network") if m in mechanisms]

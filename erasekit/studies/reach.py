@@ -2,16 +2,21 @@
 
 import torch
 
+from ..artifacts import Erasure
 from ..attacks import marks, spoken
 from ..attention import Prompt
 from ..metrics import judged, percent
 from ..sampling import sample
-from ..worlds import TUNING, TUNING_KEPT
+
+
+def untouched(world) -> Erasure:
+    """An erasure that changes nothing: what an attack reaches on it is the most it can."""
+    return Erasure({}, {}, {"method": "base", "world": world.name, "base": world.fingerprint})
 
 
 def prompts(world, concept: str, seeds: int) -> tuple[list[str], list[int]]:
-    """A concept asked for by its own name, once for each seed; a style with objects nobody was told about, in turn."""
-    objects = (*TUNING, *TUNING_KEPT)
+    """A concept asked for by its own name, once for each seed; a style with the ten objects in turn."""
+    objects = world.concepts("emojinette")
     if concept in world.styles:
         return [world.prompt(objects[n % len(objects)], concept) for n in range(seeds)], list(range(seeds))
     return [world.prompt(concept)] * seeds, list(range(seeds))
