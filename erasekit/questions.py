@@ -167,8 +167,7 @@ def table_clip_study(record) -> pd.DataFrame:
 def draw_recovery(record) -> dict:
     """Who gets it back: every way of asking for every method, and success against the steps an attacker spends."""
     everything = pd.DataFrame(record.data["runs"])
-    weighed = everything[everything.way.str.startswith("log-weight")]
-    frame = everything.drop(weighed.index)
+    frame, weighed = everything[everything.log_weight.isna()], everything[everything.log_weight.notna()]
     grid = recovery_grid(frame)
     figure, ax = plt.subplots(figsize=(9.4, 0.3 * len(grid) + 1.1), layout="constrained")
     ax.imshow(grid, cmap="Greens", vmin=0, vmax=100, aspect="auto")
@@ -193,7 +192,7 @@ def draw_recovery(record) -> dict:
     axes[0, -1].legend(fontsize=6.5)
     strength, ax = plt.subplots(figsize=(5.2, 2.8), layout="constrained")
     for (case, method), own in weighed.groupby(["case", "method"], sort=False):
-        line = own.assign(weight=own.way.str.split().str[-1].astype(float)).groupby("weight").rate.mean()
+        line = own.groupby("log_weight").rate.mean()
         ls = dict(zip(cases, ("-", "--", ":")))[case]
         ax.plot(line.index, line, ls, color=shade(method), marker="o", ms=3, label=f"{method}: {case}")
     ax.set(
@@ -218,7 +217,7 @@ def recovery_grid(frame: pd.DataFrame) -> pd.DataFrame:
 
 def table_recovery(record) -> pd.DataFrame:
     frame = pd.DataFrame(record.data["runs"])
-    grid = recovery_grid(frame[~frame.way.str.startswith("log-weight")])
+    grid = recovery_grid(frame[frame.log_weight.isna()])
     grid.index = [f"{case}: {method}" for case, method in grid.index]
     steps = max(run["steps"] for run in record.data["runs"])
     return grid.rename_axis(f"images that are the concept, % (found: after {steps} steps)")

@@ -5,7 +5,7 @@ import torch
 from ..artifacts import Erasure
 from ..attacks import marks, spoken
 from ..attention import Prompt
-from ..metrics import judged, percent
+from ..metrics import judged, object_rate, percent, style_rate
 from ..sampling import sample
 
 
@@ -24,13 +24,12 @@ def prompts(world, concept: str, seeds: int) -> tuple[list[str], list[int]]:
 
 def present(world, concept: str, images: torch.Tensor) -> torch.Tensor:
     """Boolean (N,): the judge's first object, or style, is the concept; of a category, some member has more than 0.5."""
-    objects, styles = judged(world, images)
     if concept in world.styles:
-        return styles.argmax(1) == world.judge.styles.index(concept)
+        return style_rate(world, images, [concept] * len(images))
     if concept in world.judge.objects:
-        return objects.argmax(1) == world.judge.objects.index(concept)
+        return object_rate(world, images, [concept] * len(images))
     members = [world.judge.objects.index(m) for m in world.concepts(concept)]
-    return objects[:, members].max(1).values > 0.5
+    return judged(world, images)[0][:, members].max(1).values > 0.5
 
 
 def reached(world, erasure, concept: str, seeds: int, steps: int, way=None, before: bool = False) -> float:

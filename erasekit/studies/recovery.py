@@ -20,6 +20,7 @@ CASES = {
     "category": (("weapon",), ("weapon",), "strength"),
     "style": (("fluent",), ("fluent",), "style_strength"),
 }
+WEIGHED = "the right key, weighed"  # its rows have a log_weight
 FULL = {
     "methods": ["kpop", "kpop-anchor", "esd-x", "uce"],
     "cases": list(CASES),
@@ -87,7 +88,7 @@ def compute(
             for n in range(random_keys):
                 yield "a random key", 0, 0, Prompt.random_like(key, seeded("random key", concept, n))
             for weight in log_weights:
-                yield f"log-weight {weight}", 0, 0, replace(key, log_weight=float(weight))
+                yield WEIGHED, 0, 0, replace(key, log_weight=float(weight))
         for count in pictures:
             shown = pictured(world, concept, count, training_seed)
             for name, search in (("key found", find_key), ("words found", invert)):
@@ -99,7 +100,8 @@ def compute(
         for concept in attacked:
             for way, count, spent, what in ways(made, again, concept):
                 rate = reached(world, made, concept, seeds, sampling_steps, what)
-                found.append({"concept": concept, "way": way, "pictures": count, "steps": spent, "rate": rate})
+                row = {"concept": concept, "way": way, "pictures": count, "steps": spent, "rate": rate}
+                found.append(row | ({"log_weight": what.log_weight} if way == WEIGHED else {}))
         return {"rows": found}, None
 
     runs = []
