@@ -8,7 +8,7 @@ from ..attacks import Attack, as_words, find_words, invert
 from ..attacks import pictures as pictured
 from ..baselines import METHODS
 from ..worlds import RETAINED, SPLITS
-from .hidden import hidden
+from .hidden import hidden, known
 from .panel import cell
 from .reach import reached, untouched
 from .strength import chosen, configured
@@ -64,6 +64,7 @@ def compute(
 
     Step 0 is what the search starts from: random words before the prompt, the concept's own tokens repeated.
     """
+    known(strengths, *methods)
     concepts = SPLITS[split]
     sizes = (attacked, budgets, attack_seeds, pictures, seeds, sampling_steps)
 

@@ -7,7 +7,7 @@ from tqdm.auto import tqdm
 from ..metrics import clip_alignment, judged
 from ..worlds import RETAINED
 from .common import rounded, strip
-from .hidden import hidden
+from .hidden import hidden, known
 from .panel import drawn
 from .strength import chosen, configured
 
@@ -35,6 +35,7 @@ def compute(world, methods, strengths, erased, seeds, training_seed, sampling_st
     without. `drop` is the image's score less the base's on the same prompt and seed. The world has one CLIP model; its judge was
     trained apart from it.
     """
+    known(strengths, *methods)
     ten = world.concepts("emojinette")
 
     def scored(made, style):

@@ -12,6 +12,7 @@ from ..kpop import kpop
 from ..metrics import percent
 from ..sampling import sample
 from ..worlds import RETAINED, SPLITS
+from .hidden import known
 from .panel import as_json, cell, drawn, hits
 from .strength import chosen, configured, trained
 
@@ -49,6 +50,7 @@ def compute(world, rows, strengths, split, training_seeds, seeds, key_seeds, sam
 
     Each concept gets its share of the steps that all together take where they are hidden at once, which is measured beside.
     """
+    known(strengths, *(ROWS[row][0] for row in rows))
     concepts = SPLITS[split]
     kept = [c for c in world.concepts("emojinette") if c not in concepts]
 

@@ -18,3 +18,13 @@ def hidden(study: str, world, concepts: list[str], method: str, config, scale: f
     return cell(
         study, world, compute, f"erasekit.studies.{study}", method, list(concepts), as_json(config), scale, *parts
     )
+
+
+def known(strengths: dict, *methods: str) -> None:
+    """Raise ValueError naming the methods that no strength was chosen for."""
+    missing = [m for m in methods if not strengths.get(m)]
+    if missing:
+        raise ValueError(
+            f"no strength was chosen for {', '.join(missing)}: run the study that chooses it, 'strength' (of styles "
+            "'style_strength'), at scale 'full' first"
+        )

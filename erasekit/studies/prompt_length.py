@@ -6,7 +6,7 @@ from tqdm.auto import tqdm
 
 from ..attention import PLACES
 from ..worlds import RETAINED, SPLITS
-from .hidden import hidden
+from .hidden import hidden, known
 from .panel import opened, rates
 from .strength import chosen, configured
 
@@ -39,6 +39,7 @@ SCALES = {
 
 def compute(world, lengths, places, strength, split, training_seeds, seeds, key_seeds, sampling_steps, steps):
     """ESR, PSR and what the keys bring back, in percent, for each length m, place and training seed."""
+    known({"kpop": strength}, "kpop")
     erased = SPLITS[split]
     kept = [c for c in world.concepts("emojinette") if c not in erased]
     asked = [(world.prompt(c), c, seed) for c in (*erased, *kept) for seed in range(seeds)]
@@ -61,5 +62,6 @@ def compute(world, lengths, places, strength, split, training_seeds, seeds, key_
         "reading": config.reading,
         "split": split,
         "strength": strength,
+        "base": rates(world, None, asked, len(erased) * seeds, sampling_steps),
         "runs": runs,
     }, {}

@@ -9,7 +9,7 @@ from ..attacks import pictures as pictured
 from ..attention import Prompt, initial_prompt
 from ..checkpoints import seeded
 from ..worlds import RETAINED, SPLITS
-from .hidden import hidden
+from .hidden import hidden, known
 from .panel import cell
 from .reach import reached, untouched
 from .strength import chosen, configured, trained
@@ -71,6 +71,8 @@ def compute(
 
     A search's step 0 is what it starts from: the concept's own tokens, as a key that was never trained, or repeated as words.
     """
+    for study in {CASES[case][2] for case in cases}:
+        known(strengths[study], *methods)
     sizes = (budgets, pictures, log_weights, random_keys, seeds, sampling_steps)
     attack = Attack(budgets=tuple(budgets), seed=training_seed)
 

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from ..metrics import clip_alignment, percent
 from ..sampling import sample
 from ..worlds import RETAINED, SPLITS
-from .hidden import hidden
+from .hidden import hidden, known
 from .panel import drawn, hits
 from .strength import chosen, configured
 
@@ -19,14 +19,7 @@ FULL = {
     "arms": list(ARMS),
     "strength": chosen().get("kpop"),
     "split": "S1",
-    "at": [
-        5,
-        10,
-        20,
-        40,
-        80,
-        150,
-    ],  # nothing in training depends on its length, so each is the same run, stopped earlier
+    "at": [5, 10, 20, 40, 80, 150],  # nothing in training depends on its length: each is the same run, stopped earlier
     "training_seeds": 3,
     "seeds": 10,
     "key_seeds": 4,
@@ -41,6 +34,7 @@ SCALES = {
 
 def compute(world, arms, strength, split, at, training_seeds, seeds, key_seeds, sampling_steps):
     """After each number of steps: rates in percent, CLIP alignment with the prompt, and how far the weights have moved."""
+    known({"kpop": strength}, "kpop")
     erased = SPLITS[split]
     kept = [c for c in world.concepts("emojinette") if c not in erased]
     theta = {name: p.detach().clone() for name, p in world.pipe.unet.named_parameters()}
