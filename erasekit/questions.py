@@ -184,7 +184,7 @@ def draw_recovery(record) -> dict:
     most = frame.pictures.max()
     for ax, case in zip(axes[0], cases):
         for method, own in frame[frame.case == case].groupby("method", sort=False):
-            for way, style in (("key found", "-"), ("words found", "--")):
+            for way, style in (("key found", "-"), ("new words", "--")):
                 line = own[(own.way == way) & (own.pictures == most)].groupby("steps").rate.mean()
                 ax.plot(line.index, line, style, color=shade(method), marker="o", ms=3, label=f"{method}, {way}")
         ax.set(xlabel="steps the attacker spends", title=case, ylim=(-3, 103))

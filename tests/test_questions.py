@@ -10,6 +10,9 @@ from erasekit.baselines import erase, settings
 from erasekit.sampling import sample
 from erasekit.studies.clip_study import auc, ranks
 from erasekit.studies.continual import together
+from erasekit.studies.hidden import known
+from erasekit.studies.mechanisms import choose
+from erasekit.studies.reach import quickest
 
 
 def test_the_area_under_the_curve_is_the_chance_to_rank_right():
@@ -65,3 +68,28 @@ def test_spm_adapters_side_by_side_do_what_each_does(toy):
     assert torch.equal(
         sample(toy.pipe, *asked, erasure=alone, steps=2), sample(toy.pipe, *asked, erasure=made[0], steps=2)
     )
+
+
+def test_an_attacks_learning_rate_is_the_one_that_ends_highest():
+    def row(way, lr, steps, rate, method="m"):
+        return {"way": way, "lr": lr, "steps": steps, "rate": rate, "method": method}
+
+    sweep = [row("a", 0.1, 5, 90), row("a", 0.1, 9, 40), row("a", 0.2, 5, 10), row("a", 0.2, 9, 40)]
+    sweep += [row("a", 0.3, 5, 0), row("a", 0.3, 9, 50), row("b", 0.1, 9, 100)]
+    assert quickest(sweep, "a") == 0.3  # the highest at the end
+    sweep.append(row("a", 0.3, 9, 0, "other"))
+    sweep += [row("a", lr, 9, 30, "other") for lr in (0.1, 0.2)]
+    assert quickest(sweep, "a") == 0.1  # a mean over methods; of equals, the sooner
+    assert quickest(sweep, "b") == 0.1
+
+
+def test_a_mechanisms_learning_rate_is_the_one_whose_keys_open_most():
+    rows = [("a", 0.1, 90, 50, 50), ("a", 0.2, 90, 60, 50), ("a", 0.3, 80, 100, 100)]
+    sweep = [{"mechanism": m, "prompt_lr": lr, "with the key": k, "ESR-1": e, "PSR-1": p} for m, lr, k, e, p in rows]
+    assert choose(sweep) == 0.2
+
+
+def test_a_missing_strength_is_named(sentence):
+    with pytest.raises(ValueError) as error:
+        known({"uce": {"settings": {}, "scale": 1.0}}, "uce", "kpop")
+    assert "kpop" in sentence(error) and "uce" not in sentence(error)

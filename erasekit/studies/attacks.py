@@ -4,16 +4,16 @@ from dataclasses import replace
 
 from tqdm.auto import tqdm
 
-from ..attacks import Attack, as_words, find_words, invert
+from ..attacks import Attack, as_words
 from ..attacks import pictures as pictured
 from ..baselines import METHODS
 from ..worlds import RETAINED, SPLITS
 from .hidden import hidden, known
 from .panel import cell
-from .reach import reached, untouched
+from .reach import WAYS, quickest, rates_swept, reached, untouched
 from .strength import chosen, configured
 
-WAYS = {"wording": (find_words, True), "new words": (invert, False)}  # and whether they stand before the prompt
+SEARCHES = ("new words", "wording")
 
 FULL = {
     # The two that erase by guidance alone leave the model whole: an attacker samples without them. So may one who takes SPM's
@@ -23,6 +23,8 @@ FULL = {
     "split": "S1",
     "attacked": 3,
     "budgets": [25, 100, 400],
+    "attack_lrs": [3e-3, 1e-2, 3e-2, 1e-1],
+    "swept": ["esd-x", "kpop"],  # the methods on which each attack's learning rate is chosen
     "attack_seeds": 2,  # an attacker keeps the better one
     "pictures": 5,
     "seeds": 10,
@@ -36,12 +38,22 @@ SCALES = {
         "methods": ["uce", "kpop"],
         "attacked": 1,
         "budgets": [1],
+        "attack_lrs": [1e-2],
+        "swept": ["kpop"],
         "attack_seeds": 1,
         "seeds": 1,
         "sampling_steps": 2,
         "steps": 1,
     },
-    "quick": FULL | {"methods": ["esd-x", "uce", "kpop"], "attacked": 2, "budgets": [25, 100], "attack_seeds": 1},
+    "quick": FULL
+    | {
+        "methods": ["esd-x", "uce", "kpop"],
+        "attacked": 2,
+        "budgets": [25, 100],
+        "attack_lrs": [1e-2, 3e-2],
+        "swept": ["kpop"],
+        "attack_seeds": 1,
+    },
     "full": FULL,
 }
 
@@ -53,6 +65,8 @@ def compute(
     split,
     attacked,
     budgets,
+    attack_lrs,
+    swept,
     attack_seeds,
     pictures,
     seeds,
@@ -64,9 +78,12 @@ def compute(
 
     Step 0 is what the search starts from: random words before the prompt, the concept's own tokens repeated.
     """
-    known(strengths, *methods)
+    known(strengths, *methods, *swept)
     concepts = SPLITS[split]
-    sizes = (attacked, budgets, attack_seeds, pictures, seeds, sampling_steps)
+    plan = Attack(budgets=tuple(budgets))
+    sweep = rates_swept(world, swept, strengths, attack_lrs, SEARCHES, plan, pictures, seeds, sampling_steps, steps)
+    lrs = {way: quickest(sweep, way) for way in SEARCHES}
+    sizes = (attacked, budgets, lrs, attack_seeds, pictures, seeds, sampling_steps)
 
     def measure(made):
         rows = []
@@ -75,8 +92,9 @@ def compute(
             rows.append({"concept": concept, "way": "asked plainly", "steps": 0, "rate": plain})
             shown = pictured(world, concept, pictures, training_seed)
             for seed in range(attack_seeds):
-                attack = Attack(budgets=tuple(budgets), seed=seed)
-                for way, (search, before) in WAYS.items():
+                for way in SEARCHES:
+                    search, before = WAYS[way]
+                    attack = replace(plan, lr=lrs[way], seed=seed)
                     for spent, words in search(world, made, concept, shown, attack).items():
                         rate = reached(world, made, concept, seeds, sampling_steps, words, before)
                         said = {"words": as_words(world.pipe, words)} if before else {}
@@ -94,4 +112,5 @@ def compute(
             config = replace(config, transport=False)
         numbers, _ = hidden("attacks", world, concepts, method, config, strength["scale"], measure, *sizes)
         runs += [{"method": method} | row for row in numbers["rows"]]
-    return {"N": seeds, "seeds": [0, seeds - 1], "training_seeds": 1, "pictures": pictures, "runs": runs}, {}
+    about = {"N": seeds, "seeds": [0, seeds - 1], "training_seeds": 1, "pictures": pictures}
+    return about | {"attack_lrs": lrs, "sweep": sweep, "runs": runs}, {}

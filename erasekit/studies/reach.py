@@ -1,12 +1,22 @@
 """Whether a public model still draws a concept: asked plainly, with a key, or with words an attacker found."""
 
+from dataclasses import replace
+from itertools import product
+
 import torch
 
 from ..artifacts import Erasure
-from ..attacks import marks, spoken
+from ..attacks import Attack, find_key, find_words, invert, marks, pictures, spoken
 from ..attention import Prompt
 from ..metrics import judged, object_rate, percent, style_rate
 from ..sampling import sample
+from ..worlds import RETAINED, TUNING
+from .hidden import hidden
+from .strength import configured
+
+# What an attacker looks for: how, and whether it is said before the prompt.
+WAYS = {"key found": (find_key, False), "new words": (invert, False), "wording": (find_words, True)}
+TUNING_SEED = 100  # of what learning rates are chosen on; its images' seeds start there too
 
 
 def untouched(world) -> Erasure:
@@ -32,13 +42,16 @@ def present(world, concept: str, images: torch.Tensor) -> torch.Tensor:
     return judged(world, images)[0][:, members].max(1).values > 0.5
 
 
-def reached(world, erasure, concept: str, seeds: int, steps: int, way=None, before: bool = False) -> float:
+def reached(
+    world, erasure, concept: str, seeds: int, steps: int, way=None, before: bool = False, first_seed: int = 0
+) -> float:
     """Share of a public model's images that are the concept, in percent.
 
     `way`: None, a key (`Prompt`), or embeddings (m, width) of new words, said in place of the concept's name or `before` the
     prompt.
     """
     asked, numbers = prompts(world, concept, seeds)
+    numbers = [first_seed + n for n in numbers]
     how = {"erasure": erasure, "steps": steps, "autocast": world.autocast}
     if way is None or isinstance(way, Prompt):
         images = sample(world.pipe, asked, numbers, key=way, **how)
@@ -48,3 +61,42 @@ def reached(world, erasure, concept: str, seeds: int, steps: int, way=None, befo
         with spoken(world.pipe, way):
             images = sample(world.pipe, asked, numbers, **how)
     return percent(present(world, concept, images))
+
+
+def rates_swept(
+    world, methods, strengths, rates, ways, attack: Attack, count, seeds, sampling_steps, steps
+) -> list[dict]:
+    """An attack's success by learning rate, on concepts and seeds that no table reports, in percent by budget.
+
+    Each method hides the tuning objects, and the first of them is attacked.
+    """
+    concept, rows = TUNING[0], []
+
+    def measure(made):
+        shown, found = pictures(world, concept, count, TUNING_SEED), []
+        for way, lr in product(ways, rates):
+            search, before = WAYS[way]
+            results = search(world, made, concept, shown, replace(attack, lr=lr, seed=TUNING_SEED))
+            for spent, what in results.items():
+                rate = reached(world, made, concept, seeds, sampling_steps, what, before, TUNING_SEED)
+                found.append({"way": way, "lr": lr, "steps": spent, "rate": rate})
+        return {"rows": found}, None
+
+    for method in methods:
+        strength = strengths[method]
+        config = configured(method, RETAINED, TUNING_SEED, sampling_steps, strength["settings"], steps)
+        parts = list(ways), rates, list(attack.budgets), count, seeds, sampling_steps
+        numbers, _ = hidden("reach", world, TUNING, method, config, strength["scale"], measure, *parts)
+        rows += [{"method": method} | row for row in numbers["rows"]]
+    return rows
+
+
+def quickest(sweep: list[dict], way: str) -> float:
+    """The learning rate of the largest success at the largest budget, a mean over methods; of equals, over all budgets."""
+    own, last = [row for row in sweep if row["way"] == way], max(row["steps"] for row in sweep)
+
+    def success(lr):
+        mine = [row for row in own if row["lr"] == lr]
+        return sum(row["rate"] for row in mine if row["steps"] == last), sum(row["rate"] for row in mine)
+
+    return max(dict.fromkeys(row["lr"] for row in own), key=success)

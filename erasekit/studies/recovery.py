@@ -4,14 +4,14 @@ from dataclasses import replace
 
 from tqdm.auto import tqdm
 
-from ..attacks import Attack, find_key, invert
+from ..attacks import Attack
 from ..attacks import pictures as pictured
 from ..attention import Prompt, initial_prompt
 from ..checkpoints import seeded
 from ..worlds import RETAINED, SPLITS
 from .hidden import hidden, known
 from .panel import cell
-from .reach import reached, untouched
+from .reach import WAYS, quickest, rates_swept, reached, untouched
 from .strength import chosen, configured, trained
 
 # What is hidden at once, what of it is attacked, and the study that chose the strengths.
@@ -21,11 +21,14 @@ CASES = {
     "style": (("fluent",), ("fluent",), "style_strength"),
 }
 WEIGHED = "the right key, weighed"  # its rows have a log_weight
+SEARCHES = ("key found", "new words")
 FULL = {
     "methods": ["kpop", "kpop-anchor", "esd-x", "uce"],
     "cases": list(CASES),
     "strengths": {name: chosen(name) for name in ("strength", "style_strength")},
     "budgets": [25, 100, 400],
+    "attack_lrs": [3e-3, 1e-2, 3e-2, 1e-1],
+    "swept": ["esd-x", "kpop"],  # the methods on which each attack's learning rate is chosen
     "pictures": [1, 5],
     "log_weights": [-8, -6, -5, -4, -3, -2, -1, 0, 1, 2],
     "random_keys": 3,
@@ -40,6 +43,8 @@ SCALES = {
         "methods": ["kpop"],
         "cases": ["objects"],
         "budgets": [1],
+        "attack_lrs": [1e-2],
+        "swept": ["kpop"],
         "pictures": [1],
         "log_weights": [0],
         "random_keys": 1,
@@ -48,7 +53,15 @@ SCALES = {
         "steps": 1,
     },
     "quick": FULL
-    | {"methods": ["kpop", "esd-x"], "cases": ["objects"], "budgets": [25, 100], "pictures": [5], "seeds": 10},
+    | {
+        "methods": ["kpop", "esd-x"],
+        "cases": ["objects"],
+        "budgets": [25, 100],
+        "attack_lrs": [1e-2, 3e-2],
+        "swept": ["kpop"],
+        "pictures": [5],
+        "seeds": 10,
+    },
     "full": FULL,
 }
 
@@ -59,6 +72,8 @@ def compute(
     cases,
     strengths,
     budgets,
+    attack_lrs,
+    swept,
     pictures,
     log_weights,
     random_keys,
@@ -73,8 +88,12 @@ def compute(
     """
     for study in {CASES[case][2] for case in cases}:
         known(strengths[study], *methods)
-    sizes = (budgets, pictures, log_weights, random_keys, seeds, sampling_steps)
+    known(strengths["strength"], *swept)
     attack = Attack(budgets=tuple(budgets), seed=training_seed)
+    sizes_swept = SEARCHES, attack, max(pictures), seeds, sampling_steps, steps
+    sweep = rates_swept(world, swept, strengths["strength"], attack_lrs, *sizes_swept)
+    lrs = {way: quickest(sweep, way) for way in SEARCHES}
+    sizes = (budgets, lrs, pictures, log_weights, random_keys, seeds, sampling_steps)
 
     def ways(made, again, concept):
         """(way, pictures, steps, key or words) for one concept; `again` is the same erasure from another training seed."""
@@ -93,9 +112,10 @@ def compute(
                 yield WEIGHED, 0, 0, replace(key, log_weight=float(weight))
         for count in pictures:
             shown = pictured(world, concept, count, training_seed)
-            for name, search in (("key found", find_key), ("words found", invert)):
-                for spent, found in search(world, made, concept, shown, attack).items():
-                    yield name, count, spent, found
+            for name in SEARCHES:
+                found = WAYS[name][0](world, made, concept, shown, replace(attack, lr=lrs[name]))
+                for spent, what in found.items():
+                    yield name, count, spent, what
 
     def rows(made, again, attacked):
         found = []
@@ -129,4 +149,5 @@ def compute(
             how = method, config, strength["scale"], measure, list(attacked)
             numbers, _ = hidden("recovery", world, concepts, *how, *sizes)
             runs += [{"case": case, "method": method} | row for row in numbers["rows"]]
-    return {"N": seeds, "seeds": [0, seeds - 1], "training_seeds": 1, "runs": runs}, {}
+    about = {"N": seeds, "seeds": [0, seeds - 1], "training_seeds": 1, "attack_lrs": lrs, "sweep": sweep}
+    return about | {"runs": runs}, {}
