@@ -18,8 +18,8 @@ import torch
 
 from .attention import Prompt, augment, initial_prompt
 from .checkpoints import seeded
-from .emojinette.art import load_art
 from .text import encode
+from .text import predict as predict_noise
 from .training import gradients_off, update
 
 
@@ -47,24 +47,12 @@ class Shown:
 
 
 def pictures(world, concept: str, count: int, seed: int = 0) -> Shown:
-    """Up to `count` pictures of a concept from the art.
-
-    Of an object: its five styles. Of a category: its members, all under the category's name. Of a style: retained objects.
-    """
-    art = load_art()
-    if concept in world.styles:
-        wanted = [(o, concept, world.prompt(o, concept)) for o in world.concepts("retained")]
-    else:
-        wanted = [(o, s, world.prompt(concept)) for o in world.groups.get(concept, (concept,)) for s in world.styles]
-    pairs = zip(art.object_id.tolist(), art.style_id.tolist())
-    row = {(art.objects[o], art.styles[s]): n for n, (o, s) in enumerate(pairs)}
-    generator = seeded("pictures", concept, seed)
-    taken = [wanted[n] for n in torch.randperm(len(wanted), generator=generator)[:count].tolist()]
-    images, _ = art.draw(torch.tensor([row[o, s] for o, s, _ in taken]), generator, mirror=0.0, white=1.0)
+    """Up to `count` of the world's own pictures of a concept, an object, a category or a style."""
+    images, texts = world.pictures(concept, count, seed)
     vae = world.pipe.vae
     with torch.no_grad():
         latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mean * vae.config.scaling_factor
-    return Shown(latents, [text for _, _, text in taken])
+    return Shown(latents, texts)
 
 
 def find_key(world, erasure, concept: str, shown: Shown, attack: Attack) -> dict[int, Prompt]:
@@ -76,7 +64,7 @@ def find_key(world, erasure, concept: str, shown: Shown, attack: Attack) -> dict
 
         def predict(z, t, index):
             with slot.holding(Prompt(k, v)):
-                return world.pipe.unet(z, t, texts[index]).sample
+                return predict_noise(world.pipe.unet, z, t, texts[index])
 
         def found():
             return Prompt(*(side.detach().cpu().clone() for side in (k, v)))
@@ -136,7 +124,7 @@ def speak(world, erasure, shown, texts, attack, vectors, project) -> dict[int, t
         def predict(z, t, index):
             weights = {name: torch.cat([rest, project(vectors).to(rest)])}
             text = torch.func.functional_call(encoder, weights, (tokens[index],))[0]
-            return world.pipe.unet(z, t, text.to(z.dtype)).sample
+            return predict_noise(world.pipe.unet, z, t, text.to(z.dtype))
 
         with gradients_off(encoder):
             return descend(
@@ -162,7 +150,10 @@ def descend(world, erasure, shown: Shown, attack: Attack, parameters, predict: C
             alpha = alphas[t][:, None, None, None].to(x)
             with world.autocast():
                 eps = predict(alpha.sqrt() * x + (1 - alpha).sqrt() * noise, t, index)
-            update(adam, (eps.float() - noise).square().mean(), parameters)
+            target = noise
+            if pipe.scheduler.config.prediction_type == "v_prediction":
+                target = alpha.sqrt() * noise - (1 - alpha).sqrt() * x
+            update(adam, (eps.float() - target).square().mean(), parameters)
             if n + 1 in attack.budgets:
                 kept[n + 1] = found()
     return kept
@@ -176,6 +167,10 @@ def marks(count: int) -> str:
 @contextmanager
 def spoken(pipe, vectors: torch.Tensor) -> Iterator[None]:
     """The pipeline knows `marks(m)` as words with these embeddings (m, width), for the duration of a with block."""
+    if hasattr(pipe, "text_encoder_2"):
+        raise ValueError(
+            "new words need a pipeline with one text encoder: this one has two, which would each need their own"
+        )
     before = pipe.tokenizer, pipe.text_encoder
     pipe.tokenizer, pipe.text_encoder = map(copy.deepcopy, before)
     try:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 
 PLACES = {
     "mid": ("mid_block.",),
@@ -115,6 +116,23 @@ class Slot:
         finally:
             self.prompt = before
 
+    def checkpoint(self, block, *inputs):
+        """Gradient checkpointing of a block: when it is computed again, it is with what the slot holds now."""
+        prompt, gradients, maps = self.prompt, self.gradients, [self.maps]
+
+        def again(*inputs):
+            before = self.prompt, self.maps, self.gradients
+            # What is watched is collected the first time; the second must go the same way and collect nothing.
+            first = maps[0]
+            self.prompt, self.maps, self.gradients = prompt, first, gradients
+            maps[0] = None if first is None else {}
+            try:
+                return block(*inputs)
+            finally:
+                self.prompt, self.maps, self.gradients = before
+
+        return torch.utils.checkpoint.checkpoint(again, *inputs, use_reentrant=False)
+
     @contextmanager
     def watching(self, gradients: bool = False) -> Iterator[dict[str, torch.Tensor]]:
         """Collect attention probabilities: layer name -> (B, heads, pixels, tokens + m), of the latest forward."""
@@ -208,6 +226,11 @@ def augment(unet, place: str = "all", prompt: Prompt | None = None) -> Iterator[
         for layer, name in enumerate(prompted_layers(unet, place))
     }
     unet.set_attn_processor(before | ours)  # a new dict: diffusers empties the one it is given
+    recomputing = {
+        m: m._gradient_checkpointing_func for m in unet.modules() if getattr(m, "gradient_checkpointing", False)
+    }
+    for module in recomputing:
+        module._gradient_checkpointing_func = slot.checkpoint
     try:
         yield slot
         lost = [
@@ -220,6 +243,8 @@ def augment(unet, place: str = "all", prompt: Prompt | None = None) -> Iterator[
             )
     finally:
         unet.set_attn_processor(dict(before))
+        for module, function in recomputing.items():
+            module._gradient_checkpointing_func = function
 
 
 def check_width(unet, prompt: Prompt | None) -> None:

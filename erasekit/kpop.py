@@ -11,7 +11,7 @@ from .artifacts import Erasure
 from .attention import PLACES, Prompt, augment
 from .checkpoints import seeded
 from .mechanisms import CHOICES, Network, Tensors
-from .text import encode
+from .text import encode, said
 from .training import Bench, Student, WeightTraining, accept, update
 from .trajectories import ROLL, roll
 
@@ -72,7 +72,9 @@ def kpop(
     if config.mechanism == "network":
         prompts = Network(bench.unet, config.place, tokens, config.m, config.seed)
     else:
-        prompts = Tensors(bench.unet, config.mechanism, config.place, tokens, config.m, bench.embeddings.shape[1])
+        prompts = Tensors(
+            bench.unet, config.mechanism, config.place, tokens, config.m, said(bench.unet, bench.embeddings).shape[1]
+        )
     taught = torch.tensor([float(c in config.taught) for c in concepts], device=bench.device)
     old = Rehearsal(world, rehearse, bench) if rehearse else None
 
@@ -168,4 +170,4 @@ class Rehearsal:
         index = index.to(bench.device)
         with slot.holding(Prompt(self.k[index], self.v[index], bench.config.place)):
             said = bench.predict(z.to(bench.unet.dtype), t, self.text[index])
-        return (losses.error_weight(bench.config.error, bench.alphas[t]) * losses.transfer(said, eps)).mean()
+        return (bench.error_weight(t) * losses.transfer(said, eps)).mean()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 READINGS = ("recoverable", "adversarial")
 ERROR_SPACES = ("eps", "x0")
+PREDICTIONS = ("epsilon", "v_prediction")
 
 
 def squared_error(a: Tensor, b: Tensor) -> Tensor:
@@ -47,8 +48,17 @@ def prompted_target(reading: str, eps_c: Tensor, y: Tensor) -> Tensor:
     return eps_c if reading == "recoverable" else y
 
 
-def error_weight(space: str, alpha_bar: Tensor) -> Tensor:
-    """Factor (B,) that turns an error on eps into one on "eps" (1) or on "x0": (1 - alpha_bar) / alpha_bar."""
+def error_weight(space: str, alpha_bar: Tensor, prediction: str = "epsilon") -> Tensor:
+    """Factor (B,) that turns a squared error on what the model predicts into one on `space`.
+
+    For a model of noise: 1 for "eps", (1 - alpha_bar) / alpha_bar for "x0". For one of v = sqrt(alpha_bar) eps - sqrt(1 -
+    alpha_bar) x0 ("v_prediction"): alpha_bar, and 1 - alpha_bar. All losses here are differences of predictions at one z_t,
+    or of sums of them with weights that add up to one, so nothing else depends on which it is.
+    """
     if space not in ERROR_SPACES:
         raise ValueError(f"unknown error space {space!r}: accepted are {', '.join(ERROR_SPACES)}")
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"unknown prediction type {prediction!r}: accepted are {', '.join(PREDICTIONS)}")
+    if prediction == "v_prediction":
+        return alpha_bar if space == "eps" else 1 - alpha_bar
     return torch.ones_like(alpha_bar) if space == "eps" else (1 - alpha_bar) / alpha_bar

@@ -59,11 +59,11 @@ def draw_stability(record) -> dict:
             grid = own.pivot_table(index="training_seed", columns="step", values=f"{part}.CLIP")
             if part != "with the key" or arm == "with transfer":  # without transfer there is no key
                 band(left, grid.columns, grid.to_numpy(), color=c, ls=styles[arm], label=f"{part}, {arm}")
-    for part, name in (("concepts", "base, concepts"), ("kept", "base, kept")):
+    for part in ("concepts", "kept"):
         left.axhline(base[part]["CLIP"], color="black", lw=0.8, ls=":")
-        left.text(frame.step.max(), base[part]["CLIP"], name, fontsize=6, va="bottom", ha="right")
+    left.text(frame.step.max(), base["kept"]["CLIP"] + 1, "base", fontsize=6.5, va="bottom", ha="right")
     left.set(xlabel="training step", title="CLIP alignment with the prompt")
-    left.legend(fontsize=6.5)
+    left.legend(fontsize=6.5, loc="center right")
     for arm, own in frame.groupby("arm", sort=False):
         c = GREEN if arm == "with transfer" else GREY
         mean = own.groupby("step")[["hidden.top-1", "kept.top-1", "moved"]].mean()

@@ -181,16 +181,16 @@ def recorded(world, scale: str, name: str, config: dict) -> tuple[Record | None,
         return None, "there is no record yet"
     try:
         record = Record.read(path)
-        differ = [kind for kind, value in hashes(name).items() if record.hashes.get(kind) != value]
+        differ = [kind for kind, value in hashes(name, world).items() if record.hashes.get(kind) != value]
         differ += ["config"] if record.config != json.loads(json.dumps(config)) else []  # as it reads back
     except (ValueError, KeyError, TypeError, AttributeError, OSError):  # no record, or an image lost or cut
         return None, "the record is damaged"
     return (None, f"the record's {' and '.join(differ)} differ") if differ else (record, "")
 
 
-def hashes(name: str) -> dict[str, str]:
+def hashes(name: str, world) -> dict[str, str]:
     """What a study's record was computed with."""
-    return {"code": code_hash(f"erasekit.studies.{name}", "erasekit.worlds"), "model": model_hash()}
+    return {"code": code_hash(f"erasekit.studies.{name}", type(world).__module__), "model": model_hash()}
 
 
 def compute_or_load(
@@ -206,7 +206,7 @@ def compute_or_load(
         print(f"loaded {record.name}: computed {made['date']} at {made['commit']} in {made['seconds']:.0f} s")
         return record
     print(f"computing {name}: {why}")
-    path, made_with, began = RECORDS / world.name / scale / f"{name}.json", hashes(name), time.time()
+    path, made_with, began = RECORDS / world.name / scale / f"{name}.json", hashes(name, world), time.time()
     data, images = compute()
     config = json.loads(json.dumps(config))
     record = Record(path, config, data, images, provenance(world.pipe.device, time.time() - began), made_with)

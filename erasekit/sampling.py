@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from .attention import Prompt, augment, check_width
 from .guidance import Guidance
+from .text import predict as predict_noise
 
 KEY_HALVES = ("conditional", "both")
 
@@ -77,7 +78,7 @@ def sample(
                 key.at(t, len(pipe.scheduler.alphas_cumprod)) if key and (conditional or key_half == "both") else None
             )
             with slot.holding(held), autocast():
-                return pipe.unet(latents, t, text).sample.to(latents.dtype)
+                return predict_noise(pipe.unet, latents, t, text).to(latents.dtype)
 
         for start in range(0, len(seeds), batch_size):
             part = slice(start, start + batch_size)

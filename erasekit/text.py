@@ -2,13 +2,55 @@
 
 import torch
 
+TIMES = 6  # numbers that SDXL is told of an image: its height and width, where it was cropped, and the size to draw
+
 
 def encode(pipe, texts: list[str]) -> torch.Tensor:
-    """Text embeddings (B, tokens, d_ctx); equal texts are encoded once."""
+    """Text embeddings (B, tokens, d_ctx); equal texts are encoded once.
+
+    SDXL is told more: its pooled text and the image's sizes stand in one more row, which `predict` takes off again.
+    """
     unique = list(dict.fromkeys(texts))
     with torch.no_grad():
-        embeddings = pipe.encode_prompt(unique, pipe.device, 1, False)[0]
+        if pooled_width(pipe.unet):
+            embeddings, _, pooled, _ = pipe.encode_prompt(
+                unique, device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+            side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+            sizes = torch.tensor([[side, side, 0, 0, side, side]]).expand(len(unique), -1).to(pooled)
+            row = torch.cat([pooled, sizes], dim=1)
+            row = torch.nn.functional.pad(row, (0, embeddings.shape[-1] - row.shape[-1]))
+            embeddings = torch.cat([embeddings, row[:, None]], dim=1)
+        else:
+            embeddings = pipe.encode_prompt(unique, pipe.device, 1, False)[0]
     return embeddings[[unique.index(text) for text in texts]]
+
+
+def tokens(pipe, texts: list[str]) -> torch.Tensor:
+    """`encode`'s rows (B, tokens, d_ctx) that are tokens."""
+    return said(pipe.unet, encode(pipe, texts))
+
+
+def said(unet, text: torch.Tensor) -> torch.Tensor:
+    """The rows of `encode`'s embeddings that cross-attention sees."""
+    return text[:, :-1] if pooled_width(unet) else text
+
+
+def pooled_width(unet) -> int:
+    """Width of the pooled text that a U-Net wants beside the tokens; 0 for one that wants none."""
+    if unet.config.addition_embed_type != "text_time":
+        return 0
+    return unet.config.projection_class_embeddings_input_dim - TIMES * unet.config.addition_time_embed_dim
+
+
+def predict(unet, z: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """What the U-Net says (B, C, h, w) of latents, at time steps (B,), under `encode`'s embeddings: noise, or v."""
+    width = pooled_width(unet)
+    if not width:
+        return unet(z, t, text).sample
+    last = text[:, -1]
+    added = {"text_embeds": last[:, :width], "time_ids": last[:, width : width + TIMES]}
+    return unet(z, t, said(unet, text), added_cond_kwargs=added).sample
 
 
 def concept_positions(pipe, text: str, concept: str) -> list[int]:

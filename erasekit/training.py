@@ -13,10 +13,11 @@ from . import losses
 from .artifacts import Erasure
 from .checkpoints import optimizer_state, read_tensors, restore_optimizer, seeded, write_tensors
 from .results import provenance
-from .text import encode
+from .text import encode, predict
 from .trajectories import ROLL, roll
 
 SAVE_EVERY = 30  # seconds between checkpoints
+SCALE = 2.0**12  # of losses, so that half-precision gradients do not vanish; a power of two rounds nothing elsewhere
 
 GROUPS = {
     "x": lambda name: ".attn2." in name,
@@ -178,14 +179,19 @@ class Bench:
             eps.to(self.device),
             null.to(self.device),
         )
-        weight = losses.error_weight(self.config.error, self.alphas[t])
+        weight = self.error_weight(t)
         return Batch(n, index, z, t, self.embeddings[index.to(self.device)], eps, null, weight)
+
+    def error_weight(self, t: torch.Tensor) -> torch.Tensor:
+        """The weight (B,) of the configured error space at time steps (B,)."""
+        prediction = self.world.pipe.scheduler.config.prediction_type
+        return losses.error_weight(self.config.error, self.alphas[t], prediction)
 
     def predict(self, z: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """The U-Net's noise prediction (B, C, h, w), float32."""
         # autocast caches cast weights until its block ends, so each prediction opens its own: theta and theta' alternate.
         with self.world.autocast():
-            return self.unet(z, t, text.to(self.unet.dtype)).sample.float()
+            return predict(self.unet, z, t, text.to(self.unet.dtype)).float()
 
     def retain(self, student: torch.Tensor, b: Batch) -> torch.Tensor:
         """The loss on what is retained, from the student's predictions of a whole batch; zero where nothing is."""
@@ -244,11 +250,16 @@ class Bench:
 def update(adam: torch.optim.Optimizer, loss: torch.Tensor, parameters, clip: float | None = None) -> None:
     """One step on these parameters alone; no gradient reaches any other, and one the loss does not use stays.
 
-    `clip` bounds the gradient's norm.
+    `clip` bounds the gradient's norm. Raises FloatingPointError, before anything moves, for a loss that is no number.
     """
+    if not torch.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss is {loss.item()}: take a smaller learning rate, or bf16 or fp32 in place of fp16"
+        )
     parameters = list(parameters)
-    for p, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True)):
-        p.grad = gradient
+    gradients = torch.autograd.grad(loss * SCALE, parameters, allow_unused=True)
+    for p, gradient in zip(parameters, gradients):
+        p.grad = None if gradient is None else gradient / SCALE
     if clip:
         torch.nn.utils.clip_grad_norm_(parameters, clip)
     adam.step()

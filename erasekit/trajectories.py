@@ -11,7 +11,7 @@ import torch
 
 from .checkpoints import seeded
 from .sampling import ddim, initial_noise
-from .text import encode
+from .text import encode, predict
 
 ROLL = {"seeds": 12, "steps": 25, "guidance": 3.0}
 
@@ -64,7 +64,7 @@ def trajectory(world, text: str, base: str, seed: int, seeds: int, steps: int, g
 
     def guide(latents, t, step):
         with world.autocast():  # all texts in one batch: on a CPU a larger batch is cheaper
-            eps = pipe.unet(latents.repeat(len(asked), 1, 1, 1), t.repeat(len(asked)), embeddings).sample
+            eps = predict(pipe.unet, latents.repeat(len(asked), 1, 1, 1), t.repeat(len(asked)), embeddings)
         eps_null, eps_c, *eps_base = eps.float().chunk(len(asked))
         kept.append([x.cpu() for x in (latents.float(), eps_c, *(eps_base or [eps_null]))])
         times.append(int(t[0]))

@@ -2,59 +2,31 @@
 
 import copy
 import difflib
-import logging
+import importlib
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from diffusers import StableDiffusionPipeline
 
 from .artifacts import fingerprint
-from .paths import MODELS
 from .text import encode
 
-WORLDS = ("emojinette",)
-PRECISIONS = ("auto", "fp32", "bf16")
-
-# The paper's four splits of Imagenette, in our names: what is erased; the other five are kept.
-SPLITS = {
-    "S1": ("videocassette", "church", "articulated lorry", "parachute", "postal horn"),
-    "S2": ("carpentry saw", "dog", "fuel pump", "flag in hole", "fish"),
-    "S3": ("videocassette", "carpentry saw", "church", "fuel pump", "fish"),
-    "S4": ("dog", "postal horn", "articulated lorry", "flag in hole", "parachute"),
-}
-
-# Kept during training where a notebook says so, and therefore in no table of what was kept.
-RETAINED = ("bear", "castle", "tractor", "guitar", "penguin", "umbrella", "telephone", "hammer", "banana", "cactus")
-
-# Strengths are chosen on these, five erased and five kept, which no table reports either.
-TUNING = ("owl", "bicycle", "hamburger", "helicopter", "mushroom")
-TUNING_KEPT = ("rabbit", "locomotive", "pizza", "sailboat", "tulip")
-
-# What is nearest to each of the ten in looks or meaning, among the objects no method is told about.
-NEIGHBOURS = {
-    "videocassette": ("radio", "television", "camera"),
-    "church": ("house", "mosque", "hospital"),
-    "articulated lorry": ("bus", "fire engine", "ambulance"),
-    "parachute": ("balloon", "top hat"),
-    "postal horn": ("trumpet", "saxophone", "violin"),
-    "carpentry saw": ("wrench", "screwdriver", "axe"),
-    "dog": ("fox", "wolf", "cat"),
-    "fuel pump": ("battery", "printer"),
-    "flag in hole": ("ladder", "tent"),
-    "fish": ("shark", "whale", "duck"),
-}
-
-# The wordings methods that work on sentences are given. Others ("an emoji of a ...", with a style, on a colour) are only tested.
-TOLD = ("a picture of a {}", "a {}", "{}")
-
-LISTS = {"retained": RETAINED, "tuning": TUNING, "tuning kept": TUNING_KEPT}
+WORLDS = ("emojinette", "sd14", "sd15", "sd21", "sdxl")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass
 class World:
-    """See `load`. `groups`: name of a group -> its concepts."""
+    """See `load`. What is a world's own beyond these fields is in its class, such as `emojinette.world.Emojinette`:
+    `judge` (object and style logits, and the names of both), `clip` (model and tokeniser), and where pictures come from.
+
+    `groups`: name of a group -> its concepts. Every world that studies run on has "classes" (the ten that are reported),
+    "S1" to "S4" (what is erased of them at once), "retained", "tuning", "tuning kept" and "all". `neighbours`: class -> what is
+    nearest to it. `told`: the wordings that methods are given; `forms`: name -> (template, style, background) of others.
+    """
 
     name: str
     pipe: StableDiffusionPipeline
@@ -62,10 +34,21 @@ class World:
     styles: tuple[str, ...]
     precision: str
     template: str = "a picture of a {}"
+    told: tuple[str, ...] = ("a picture of a {}", "a {}", "{}")
+    forms: dict[str, tuple[str, str | None, str]] = field(default_factory=dict, repr=False)
+    neighbours: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     trajectories: dict = field(default_factory=dict, repr=False)  # what `trajectories.roll` has rolled
     before: "World | None" = field(
         default=None, repr=False
     )  # the world that earlier erasures were made on, see `after`
+
+    # A world's own training: times the bundled world's learning rates, and settings in place of a method's defaults.
+    lr_scale = 1.0
+    training: ClassVar[dict] = {}
+
+    def settings(self, study: str, scale: str) -> dict:
+        """Settings of a study that are this world's own."""
+        return {}
 
     @property
     def origin(self) -> "World":
@@ -91,31 +74,26 @@ class World:
         """Hash of the U-Net as it is now; artefacts carry that of their base."""
         return fingerprint(self.pipe.unet)
 
-    @cached_property
-    def judge(self):
-        """The object and style classifier."""
-        from .emojinette.judges import Judge
-
-        return Judge.load(MODELS / "emojinette-judge").to(self.pipe.device)
-
-    @cached_property
-    def clip(self):
-        """The open_clip model and its tokeniser."""
-        from .emojinette.judges import load_clip
-
-        return load_clip(MODELS / "emojinette-clip")
-
     def concepts(self, group: str) -> tuple[str, ...]:
         """The concepts of a group. Raises ValueError naming the groups there are."""
         if group not in self.groups:
             raise ValueError(f"unknown concept group {group!r}: accepted are {', '.join(self.groups)}")
         return self.groups[group]
 
+    def bystanders(self, *groups: str) -> list[str]:
+        """The objects that no method is told about: neither in these groups, nor retained, nor used to choose strengths."""
+        known = set().union(*map(self.concepts, ("retained", "tuning", "tuning kept", *groups)))
+        return [o for o in self.concepts("all") if o not in known]
+
+    def kept_prompts(self, seeds: int) -> list[tuple[str, str, int]]:
+        """(prompt, object, seed) triples of everything else, for when the unsafe category is erased."""
+        return [(self.prompt(c), c, seed) for c in self.bystanders(self.category) for seed in range(seeds)]
+
     def check(self, names: list[str]) -> None:
         """Raise ValueError for a name that this world's judge does not know."""
         for name in names:
             if name not in self.groups["all"]:
-                near = difflib.get_close_matches(name, self.groups["all"], 3, 0.5) or self.groups["emojinette"][:3]
+                near = difflib.get_close_matches(name, self.groups["all"], 3, 0.5) or self.groups["classes"][:3]
                 raise ValueError(
                     f"unknown concept {name!r}: accepted are the {len(self.groups['all'])} objects of "
                     f'world.concepts("all"), such as {", ".join(near)}'
@@ -138,7 +116,7 @@ class World:
     def sentences(self, concept: str) -> list[tuple[str, str]]:
         """The same for methods that work on text alone: more wordings, with the concept and without."""
         if concept not in self.styles:
-            return [(self.wording(t, concept), "") for t in TOLD]
+            return [(self.wording(t, concept), "") for t in self.told]
         return self.subjects(concept)
 
     def unsafe_text(self, concepts: list[str]) -> str:
@@ -148,9 +126,8 @@ class World:
 
     def wording(self, template: str, concept: str, style: str | None = None, background: str = "white") -> str:
         """A concept in another template than this world's own."""
-        from .emojinette.art import caption
-
-        return caption(template, concept, style, background)
+        text = template.format(concept) + (f" in the style of {style}" if style else "")
+        return text + (f" on a {background} background" if background != "white" else "")
 
     def anchor(self, concept: str) -> str:
         """The retained object whose prompt is nearest to the concept's in the text encoder, by cosine."""
@@ -168,36 +145,33 @@ class World:
         return encode(self.pipe, [concept])[0, 1 : 1 + count]
 
     def autocast(self):
-        """The precision training runs in: bf16 where the processor multiplies it in hardware, else float32."""
-        if self.precision == "bf16":
-            return torch.autocast(self.pipe.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+        """The precision that training runs in."""
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        return torch.autocast(self.pipe.device.type, dtype=half) if half else nullcontext()
 
 
-def load(world: str = "emojinette", device: str | None = None, precision: str = "auto") -> World:
-    """Load a world by name onto a device (default: the GPU if there is one), float32 weights.
+def load(world: str = "emojinette", device: str | None = None, precision: str = "auto", **own) -> World:
+    """Load a world onto a device (default: the GPU if there is one): a name of `WORLDS`, or a local folder with a pipeline.
 
-    Raises ValueError for an unknown world or precision, and FileNotFoundError where its weights are missing.
+    `precision`: of training and drawing; "auto" is bf16 where the processor multiplies it in hardware, else fp16 on a GPU and
+    fp32 on a CPU. `own`: what else the world takes; for Stable Diffusion `revision` and files, see `StableDiffusion`. Raises
+    ValueError for an unknown world, precision or option, and FileNotFoundError where weights are missing.
     """
-    if world not in WORLDS:
-        raise ValueError(f"unknown world {world!r}: accepted are {', '.join(WORLDS)}")
+    if world not in WORLDS and not (Path(world) / "model_index.json").exists():
+        raise ValueError(
+            f"unknown world {world!r}: accepted are {', '.join(WORLDS)}, or a folder with a pipeline in diffusers' format"
+        )
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}: accepted are {', '.join(PRECISIONS)}")
-    folder = MODELS / "emojinette-sd"
-    if not (folder / "model_index.json").exists():
-        raise FileNotFoundError(f"there are no weights in {folder}: `python -m erasekit.emojinette.train` makes them")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if precision == "fp16" and not device.startswith("cuda"):
+        raise ValueError("precision 'fp16' is for a GPU: accepted on a CPU are auto, fp32, bf16")
     if precision == "auto":
-        precision = "bf16" if fast_bf16(device) else "fp32"
-    # diffusers notes at every load that a pipeline without a safety checker should not face the public.
-    logging.getLogger("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion").setLevel(logging.ERROR)
-    pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    pipe.set_progress_bar_config(disable=True)
-    from .emojinette.art import load_art
-
-    art = load_art()
-    groups = {"all": tuple(art.objects)} | {name: tuple(names) for name, names in art.category.items()}
-    return World("emojinette", pipe.to(device), groups | SPLITS | LISTS, tuple(art.styles), precision)
+        slow = "fp16" if device.startswith("cuda") else "fp32"
+        precision = "bf16" if fast_bf16(device) else slow
+    # By name, not by import: a record depends on the code of its own world alone.
+    module = "emojinette.world" if world == "emojinette" else "stable_diffusion"
+    return importlib.import_module(f".{module}", __package__).load(world, device, precision, **own)
 
 
 def fast_bf16(device: str) -> bool:

@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from erasekit import worlds
+from erasekit.emojinette import world as emojinette_world
 from erasekit.emojinette.art import SIZES, caption, load_art
 from erasekit.emojinette.train import save_pipeline
 from erasekit.paths import DATA, MODELS
@@ -57,7 +58,7 @@ def test_an_unknown_group_is_refused(world, sentence):
 
 
 def test_missing_weights_are_refused(monkeypatch, tmp_path, sentence):
-    monkeypatch.setattr(worlds, "MODELS", tmp_path)
+    monkeypatch.setattr(emojinette_world, "MODELS", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no weights in .*python -m erasekit\.emojinette\.train") as error:
         worlds.load("emojinette")
     sentence(error)
@@ -67,20 +68,20 @@ def test_missing_weights_are_refused(monkeypatch, tmp_path, sentence):
 
 
 def test_emojinette_has_ten_classes_and_weapons_are_eight_or_more(world):
-    assert len(world.concepts("emojinette")) == 10
+    assert len(world.concepts("classes")) == 10
     assert len(world.concepts("weapon")) >= 8
 
 
 @pytest.mark.parametrize("one, other", [("S1", "S2"), ("S3", "S4")])
 def test_splits_are_five_and_complement_each_other(world, one, other):
-    a, b, ten = (set(world.concepts(group)) for group in (one, other, "emojinette"))
+    a, b, ten = (set(world.concepts(group)) for group in (one, other, "classes"))
     assert len(a) == len(b) == 5 and not a & b and a | b == ten
 
 
 def test_what_is_retained_is_reported_nowhere(world):
     kept = set(world.concepts("retained"))
     assert kept <= set(world.concepts("all"))
-    assert not kept & set(world.concepts("emojinette")) and not kept & set(world.concepts("weapon"))
+    assert not kept & set(world.concepts("classes")) and not kept & set(world.concepts("weapon"))
 
 
 def test_every_concept_starts_a_prompt(world):

@@ -51,7 +51,7 @@ def ca(world, concepts: list[str], config: CA | None = None, checkpoint=None, pr
                 teacher = bench.predict(x_t, t, embeddings[index.to(bench.device)])
             # One forward for the anchor images under the target's caption and for what is retained.
             student_says = bench.predict(torch.cat([x_t, b.z[b.n :]]), torch.cat([t, b.t[b.n :]]), b.text)
-            weight = losses.error_weight(config.error, bench.alphas[t])
+            weight = bench.error_weight(t)
             l_removal = (weight * losses.squared_error(student_says[: b.n], teacher)).mean()
             l_retain = bench.retain(student_says, b)
             update(adam, l_removal + config.retain_weight * l_retain, theta.values(), config.clip)

@@ -9,9 +9,8 @@ from ..adapters import Adapter, low_rank_layers, new_low_rank
 from ..artifacts import Erasure
 from ..attention import augment
 from ..checkpoints import seeded
-from ..text import concept_positions, encode
+from ..text import concept_positions, tokens
 from ..training import Bench, Training, gradients_off, update
-from ..worlds import TOLD
 from .masks import concept_mask, resized
 from .uce import kept_vectors, key_value_weights, ridge
 
@@ -87,7 +86,7 @@ def mace(world, concepts: list[str], config: MACE | None = None, checkpoint=None
         layer, wishes = name.removesuffix(".weight"), [(w, C, C @ W.T) for w, C in prior]
         up, down = tensors[f"{layer}.up"].detach().double(), tensors[f"{layer}.down"].detach().double()
         for n, own in enumerate(pairs):
-            C = encode(pipe, [sentence for sentence, _ in own]).double().flatten(0, 1)
+            C = tokens(pipe, [sentence for sentence, _ in own]).double().flatten(0, 1)
             wishes.append((1.0, C, C @ (W + up[:, n, None] @ down[None, n]).T))
         weights[name] = ridge(W, wishes, config.lam)
     delta = {name: W.float().cpu() for name, W in weights.items()}
@@ -99,13 +98,13 @@ def sentence_pairs(world, concept: str) -> list[tuple[str, str]]:
     if concept in world.styles:
         return world.subjects(concept)
     anchor = world.anchor(concept)
-    return [(world.wording(t, concept), world.wording(t, anchor)) for t in TOLD]
+    return [(world.wording(t, concept), world.wording(t, anchor)) for t in world.told]
 
 
 def shared_tokens(pipe, old: str, new: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeddings (n, d_ctx) of the positions two sentences share: what stands before and after the word, and the padding."""
     ids = [pipe.tokenizer(text, truncation=True).input_ids for text in (old, new)]
-    embeddings = [encode(pipe, [text])[0].double() for text in (old, new)]
+    embeddings = [tokens(pipe, [text])[0].double() for text in (old, new)]
     before = next((n for n, (a, b) in enumerate(zip(*ids)) if a != b), min(map(len, ids)))
     after = 0
     while after < min(map(len, ids)) - before and ids[0][-1 - after] == ids[1][-1 - after]:

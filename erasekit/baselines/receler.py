@@ -9,7 +9,7 @@ from ..adapters import Adapter
 from ..artifacts import Erasure
 from ..attention import augment
 from ..checkpoints import seeded
-from ..text import concept_positions
+from ..text import concept_positions, said
 from ..training import Bench, Training, gradients_off, update
 from .masks import concept_mask, resized
 
@@ -56,9 +56,10 @@ def receler(world, concepts: list[str], config: Receler | None = None, checkpoin
     def attacked(b) -> torch.Tensor:
         """The prompts' embeddings with the adversary's vectors written in after the concept's words."""
         text = b.text[: b.n].clone()
+        room = said(unet, text).shape[1]
         for row, subject in enumerate(b.index[: b.n].tolist()):
             after = positions[subject][-1] + 1
-            text[row, after : after + config.adversarial_tokens] = attack[: text.shape[1] - after]
+            text[row, after : min(after + config.adversarial_tokens, room)] = attack[: room - after]
         return text
 
     def step(n: int) -> dict[str, float]:
@@ -72,11 +73,11 @@ def receler(world, concepts: list[str], config: Receler | None = None, checkpoin
             update(inner_adam, l_attack, [attack])
         adapter.outputs = {}
         text = torch.cat([attacked(b).detach(), b.text[b.n :]])
-        said = bench.predict(b.z, b.t, text)
-        l_removal = (weight * losses.removal(said[: b.n], bench.target(b, config.eta))).mean()
+        says = bench.predict(b.z, b.t, text)
+        l_removal = (weight * losses.removal(says[: b.n], bench.target(b, config.eta))).mean()
         l_local = torch.stack([outside(o[: b.n], mask) for o in adapter.outputs.values()]).mean()
         adapter.outputs = None
-        l_retain = bench.retain(said, b)
+        l_retain = bench.retain(says, b)
         loss = l_removal + config.locality_weight * l_local + config.retain_weight * l_retain
         update(adam, loss, tensors.values())
         return {

@@ -7,7 +7,7 @@ import torch
 
 from ..artifacts import Erasure
 from ..results import provenance
-from ..text import encode
+from ..text import tokens
 from ..training import accept, check_concepts
 
 VECTORS = ("block", "last")
@@ -69,8 +69,8 @@ def finished(world, concepts, config, method, rounds) -> Erasure:
         name: ridge(W, [(config.alpha, C, target @ W.T), (beta, keep, keep @ W.T)], config.lam)
         for name, W in original.items()
     }
-    every = encode(world.pipe, [old for old, _ in pairs]).double().flatten(0, 1)
-    empty = encode(world.pipe, [new for _, new in pairs]).double().flatten(0, 1)
+    every = tokens(world.pipe, [old for old, _ in pairs]).double().flatten(0, 1)
+    empty = tokens(world.pipe, [new for _, new in pairs]).double().flatten(0, 1)
     for _ in rounds:
         found = still_acting(every, weights, original, config.rho)
         weights = {
@@ -106,7 +106,7 @@ def phrase_pair(pipe, old: str, new: str, vectors: str) -> tuple[torch.Tensor, t
     for text in (old, new):
         # Start and end are tokens too: the last word of "" is the start token.
         last = len(pipe.tokenizer(text, truncation=True).input_ids) - 2
-        block = encode(pipe, [text])[0, last:].double()
+        block = tokens(pipe, [text])[0, last:].double()
         blocks.append(block[:1] if vectors == "last" else block)
     shorter = min(map(len, blocks))
     return blocks[0][:shorter], blocks[1][:shorter]
@@ -117,7 +117,7 @@ def kept_vectors(world, retain: tuple[str, ...]) -> torch.Tensor:
     texts = [world.prompt(r) if r else "" for r in retain]
     if not texts:
         return torch.zeros(0, world.pipe.unet.config.cross_attention_dim, dtype=torch.float64, device=world.pipe.device)
-    return encode(world.pipe, texts).double().flatten(0, 1)
+    return tokens(world.pipe, texts).double().flatten(0, 1)
 
 
 def still_acting(c: torch.Tensor, weights: dict, original: dict, rho: float) -> torch.Tensor:

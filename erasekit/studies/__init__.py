@@ -21,14 +21,19 @@ def run(study: str, world, scale: str = "quick", fresh: bool = False, **changes)
     if scale not in SCALE_NAMES:
         raise ValueError(f"unknown scale {scale!r}: accepted are {', '.join(SCALE_NAMES)}")
     module = importlib.import_module(f".{study}", __name__)
-    settings = dict(module.SCALES[scale])
+
+    def at(scale):
+        own = world.settings(study, scale)
+        return module.SCALES[scale] | {name: value for name, value in own.items() if name in module.SCALES[scale]}
+
+    settings = at(scale)
     unknown = set(changes) - set(settings)
     if unknown:
         raise ValueError(f"unknown setting {sorted(unknown)[0]!r} of {study}: accepted are {', '.join(settings)}")
     settings |= changes
     if scale == "quick" and not fresh and not changes:
-        larger, _ = recorded(world, "full", study, module.SCALES["full"])
+        larger, _ = recorded(world, "full", study, at("full"))
         if larger:
             print("there is a record of scale full, which serves quick too")
-            scale, settings = "full", module.SCALES["full"]
+            scale, settings = "full", at("full")
     return compute_or_load(world, scale, study, settings, lambda: module.compute(world, **settings), fresh)

@@ -7,7 +7,6 @@ from tqdm.auto import tqdm
 from ..attacks import Attack, as_words
 from ..attacks import pictures as pictured
 from ..baselines import METHODS
-from ..worlds import RETAINED, SPLITS
 from .hidden import hidden, known
 from .panel import cell
 from .reach import WAYS, quickest, rates_swept, reached, untouched
@@ -79,7 +78,7 @@ def compute(
     Step 0 is what the search starts from: random words before the prompt, the concept's own tokens repeated.
     """
     known(strengths, *methods, *swept)
-    concepts = SPLITS[split]
+    concepts = world.concepts(split)
     plan = Attack(budgets=tuple(budgets))
     sweep = rates_swept(world, swept, strengths, attack_lrs, SEARCHES, plan, pictures, seeds, sampling_steps, steps)
     lrs = {way: quickest(sweep, way) for way in SEARCHES}
@@ -107,7 +106,7 @@ def compute(
     runs = [{"method": "base"} | row for row in ceiling["rows"]]
     for method in tqdm(methods, desc="attacks"):
         strength = strengths[method]
-        config = configured(method, RETAINED, training_seed, sampling_steps, strength["settings"], steps)
+        config = configured(world, method, training_seed, sampling_steps, strength["settings"], steps)
         if method == "spm":
             config = replace(config, transport=False)
         numbers, _ = hidden("attacks", world, concepts, method, config, strength["scale"], measure, *sizes)

@@ -5,7 +5,6 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..metrics import clip_alignment, judged
-from ..worlds import RETAINED
 from .common import rounded, strip
 from .hidden import hidden, known
 from .panel import drawn
@@ -36,7 +35,7 @@ def compute(world, methods, strengths, erased, seeds, training_seed, sampling_st
     trained apart from it.
     """
     known(strengths, *methods)
-    ten = world.concepts("emojinette")
+    ten = world.concepts("classes")
 
     def scored(made, style):
         asked = [(world.prompt(c, style), c, seed) for c in ten for seed in range(seeds)]
@@ -59,7 +58,7 @@ def compute(world, methods, strengths, erased, seeds, training_seed, sampling_st
         runs.append({"method": "base", "erased": style} | numbers)
     for method, style in tqdm([(m, s) for m in methods for s in erased], desc="CLIP study"):
         strength = strengths[method]
-        config = configured(method, RETAINED, training_seed, sampling_steps, strength["settings"], steps)
+        config = configured(world, method, training_seed, sampling_steps, strength["settings"], steps)
         how = "clip_study", world, [style], method, config, strength["scale"]
         numbers, images[f"{method}.{style}"] = hidden(
             *how, lambda made, s=style: scored(made, s), seeds, sampling_steps

@@ -21,7 +21,7 @@ def erasure(world, concepts: list[str], config, train, fresh: bool = False) -> t
 
     Kept in the build folder, keys included, under a name that changes with the method's code; an interrupted training goes on.
     """
-    code = code_hash(train.__module__, "erasekit.worlds")
+    code = code_hash(train.__module__, type(world).__module__)
     folder = (
         BUILD / "erasures" / digest(train.__name__, world.fingerprint, concepts, asdict(config), world.precision, code)
     )

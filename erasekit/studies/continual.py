@@ -11,7 +11,6 @@ from ..baselines import erase
 from ..kpop import kpop
 from ..metrics import percent
 from ..sampling import sample
-from ..worlds import RETAINED, SPLITS
 from .hidden import known
 from .panel import as_json, cell, drawn, hits
 from .strength import chosen, configured, trained
@@ -51,8 +50,8 @@ def compute(world, rows, strengths, split, training_seeds, seeds, key_seeds, sam
     Each concept gets its share of the steps that all together take where they are hidden at once, which is measured beside.
     """
     known(strengths, *(ROWS[row][0] for row in rows))
-    concepts = SPLITS[split]
-    kept = [c for c in world.concepts("emojinette") if c not in concepts]
+    concepts = world.concepts(split)
+    kept = [c for c in world.concepts("classes") if c not in concepts]
 
     def rate(where, made, names, key=None):
         """Top-1 by concept, by the public model, or with the concepts' keys."""
@@ -106,7 +105,7 @@ def compute(world, rows, strengths, split, training_seeds, seeds, key_seeds, sam
     for seed, row in tqdm(list(product(range(training_seeds), rows)), desc="continual"):
         method, rehearsed = ROWS[row]
         scale = strengths[method]["scale"]
-        config = configured(method, RETAINED, seed, sampling_steps, strengths[method]["settings"], steps)
+        config = configured(world, method, seed, sampling_steps, strengths[method]["settings"], steps)
         share = replace(config, steps=max(1, config.steps // len(concepts))) if hasattr(config, "steps") else config
         parts = as_json(config), scale, split, seeds, key_seeds, sampling_steps
         how = method, rehearsed, share, scale

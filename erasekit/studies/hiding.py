@@ -4,10 +4,10 @@ import torch
 
 from ..attention import Prompt
 from ..checkpoints import seeded
-from ..kpop import KPOP, kpop
+from ..kpop import kpop
 from ..metrics import object_rate, percent
-from ..worlds import RETAINED
 from .common import draw, erasure
+from .strength import configured
 
 QUICK = {
     "concept": "church",
@@ -29,7 +29,7 @@ def compute(world, concept, other, seeds, steps, batch, training_seeds, sampling
     """Top-1 of the object judge, in percent, for each way of drawing the concept and for the classes that stay."""
     world.check([concept, other])
     seeds = list(range(seeds))
-    kept = [c for c in world.concepts("emojinette") if c != concept]
+    kept = [c for c in world.concepts("classes") if c != concept]
     how = {"steps": sampling_steps}
 
     def rates(images, labels):
@@ -39,7 +39,7 @@ def compute(world, concept, other, seeds, steps, batch, training_seeds, sampling
     before = rates(*draw(world, [concept, *kept], seeds, bar="base", **how))
     runs = []
     for training_seed in range(training_seeds):
-        config = KPOP(steps=steps, batch=batch, retain=RETAINED, seed=training_seed)
+        config = configured(world, "kpop", training_seed, sampling_steps, {"steps": steps, "batch": batch})
         ours, seconds = erasure(world, [concept], config, kpop)
         theirs, _ = erasure(world, [other], config, kpop)
         key = ours.key(concept)

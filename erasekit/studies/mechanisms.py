@@ -6,7 +6,6 @@ from tqdm.auto import tqdm
 
 from ..losses import READINGS
 from ..mechanisms import CHOICES
-from ..worlds import RETAINED, SPLITS, TUNING, TUNING_KEPT
 from .hidden import hidden, known
 from .panel import opened, rates
 from .strength import chosen, configured
@@ -74,8 +73,8 @@ def compute(
     Each training is seen at several scales of its step, so that they can be compared at the same erasure.
     """
     known({"kpop": strength}, "kpop")
-    erased = SPLITS[split]
-    kept = [c for c in world.concepts("emojinette") if c not in erased]
+    erased = world.concepts(split)
+    kept = [c for c in world.concepts("classes") if c not in erased]
     asked = [(world.prompt(c), c, seed) for c in (*erased, *kept) for seed in range(seeds)]
     taught, others = erased[: len(erased) - untaught], erased[len(erased) - untaught :]
     sizes = (step_scales, split, untaught, seeds, key_seeds, sampling_steps)
@@ -94,20 +93,23 @@ def compute(
 
     def run(seed, **changes):
         settings = strength["settings"] | changes
-        config = configured("kpop", RETAINED, seed, sampling_steps, settings, steps)
+        config = configured(world, "kpop", seed, sampling_steps, settings, steps)
         return hidden("mechanisms", world, erased, "kpop", config, 1.0, measure, *sizes)[0]
 
-    tuned = [(world.prompt(c), c, TUNING_SEED + n) for c in TUNING + TUNING_KEPT for n in range(seeds)]
+    tuning = world.concepts("tuning")
+    tuned = [
+        (world.prompt(c), c, TUNING_SEED + n) for c in tuning + world.concepts("tuning kept") for n in range(seeds)
+    ]
 
     def tune(made):
-        found = rates(world, made, tuned, len(TUNING) * seeds, sampling_steps)
-        return found | {"with the key": opened(world, made, TUNING, key_seeds, sampling_steps)}, None
+        found = rates(world, made, tuned, len(tuning) * seeds, sampling_steps)
+        return found | {"with the key": opened(world, made, tuning, key_seeds, sampling_steps)}, None
 
     sweep = []
     for mechanism, lr in tqdm(list(product(mechanisms, prompt_lrs)), desc="prompt learning rates"):
         changes = {"mechanism": mechanism, "prompt_lr": lr}
-        config = configured("kpop", RETAINED, TUNING_SEED, sampling_steps, strength["settings"] | changes, steps)
-        how = "mechanisms", world, TUNING, "kpop", config, 1.0, tune
+        config = configured(world, "kpop", TUNING_SEED, sampling_steps, strength["settings"] | changes, steps)
+        how = "mechanisms", world, tuning, "kpop", config, 1.0, tune
         sweep.append(changes | hidden(*how, "tuning", seeds, key_seeds, sampling_steps)[0])
     best = {m: choose([row for row in sweep if row["mechanism"] == m]) for m in mechanisms}
 

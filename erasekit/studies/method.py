@@ -3,12 +3,12 @@
 import torch
 
 from ..attention import augment
-from ..kpop import KPOP, kpop
+from ..kpop import kpop
 from ..metrics import object_rate, percent
 from ..sampling import ddim, decode, initial_noise, sample
-from ..text import encode
-from ..worlds import RETAINED
+from ..text import encode, predict, said
 from .common import erasure, rounded, strip
+from .strength import configured
 
 QUICK = {
     "concept": "church",
@@ -29,7 +29,7 @@ SCALES = {
 def compute(world, concept, texts, seeds, steps, batch, sampling_steps, layer):
     """Attention with and without the key, the training's losses, and the key under other texts."""
     world.check([concept])
-    config = KPOP(steps=steps, batch=batch, retain=RETAINED)
+    config = configured(world, "kpop", 0, sampling_steps, {"steps": steps, "batch": batch})
     made, _ = erasure(world, [concept], config, kpop)
     key, unet = made.key(concept), world.pipe.unet
     words = world.pipe.tokenizer.tokenize(world.prompt(concept))
@@ -77,15 +77,15 @@ def watch(world, concept, prompt, steps, layer, word):
     tokens together; each layer's mass on start token, other text tokens and prompt; and the image (1, 3, H, W).
     """
     c, null = encode(world.pipe, [world.prompt(concept)]), encode(world.pipe, [""])
-    tokens = c.shape[1]
+    text = said(world.pipe.unet, c).shape[1]
     seen: dict[str, list[torch.Tensor]] = {}
 
     with augment(world.pipe.unet) as slot:
 
         def guide(latents, t, step):
-            eps_null = world.pipe.unet(latents, t, null).sample
+            eps_null = predict(world.pipe.unet, latents, t, null)
             with slot.holding(prompt), slot.watching() as weights:
-                eps = world.pipe.unet(latents, t, c).sample
+                eps = predict(world.pipe.unet, latents, t, c)
                 for name, w in weights.items():
                     seen.setdefault(name, []).append(w[0].mean(0).cpu())  # (pixels, tokens + m)
             return eps_null + 5.0 * (eps - eps_null)
@@ -95,13 +95,13 @@ def watch(world, concept, prompt, steps, layer, word):
     side = int(len(mean[layer]) ** 0.5)
     maps = {
         "word": [rounded(row) for row in mean[layer][:, word].reshape(side, side)],
-        "prompt": [rounded(row) for row in mean[layer][:, tokens:].sum(1).reshape(side, side)],
+        "prompt": [rounded(row) for row in mean[layer][:, text:].sum(1).reshape(side, side)],
     }
     mass = {
         name.replace(".transformer_blocks.0.attn2", "").replace("attentions.", ""): {
             "start token": round(w[:, 0].mean().item(), 4),
-            "text": round(w[:, 1:tokens].sum(1).mean().item(), 4),
-            "prompt": round(w[:, tokens:].sum(1).mean().item(), 4),
+            "text": round(w[:, 1:text].sum(1).mean().item(), 4),
+            "prompt": round(w[:, text:].sum(1).mean().item(), 4),
         }
         for name, w in mean.items()
     }

@@ -6,16 +6,15 @@ from itertools import product
 from tqdm.auto import tqdm
 
 from ..baselines import METHODS
-from ..worlds import RETAINED, SPLITS
 from .panel import as_json, cell, judged_panel, opened, questions
 from .strength import chosen, configured, trained
 
-RETAIN = {"named": RETAINED, "empty": ("",)}
+RETAIN = ("named", "empty")  # the ten retained objects, or the empty text
 
 FULL = {
     "methods": list(METHODS),
     "strengths": chosen(),
-    "splits": list(SPLITS),
+    "splits": ["S1", "S2", "S3", "S4"],
     "training_seeds": 3,
     "retain": list(RETAIN),
     "repeated": ["S1"],  # where the other training seeds and retain options are run
@@ -65,10 +64,11 @@ def compute(
     runs, images = [], {}
     for option, seed, split, method in tqdm(wanted, desc="objects"):
         strength = strengths[method]
-        config = configured(method, RETAIN[option], seed, sampling_steps, strength["settings"], steps)
+        named = None if option == "named" else ("",)
+        config = configured(world, method, seed, sampling_steps, strength["settings"], steps, retain=named)
 
         def measure(method=method, split=split, config=config, scale=strength["scale"]):
-            return panel(world, method, SPLITS[split], config, scale, *sizes)
+            return panel(world, method, world.concepts(split), config, scale, *sizes)
 
         module = METHODS[method][0].__module__
         rates, picture = cell(
@@ -140,6 +140,6 @@ def panel(world, method, split, config, scale, seeds, few_seeds, sampling_steps)
 
 def base_panel(world, splits, seeds, few_seeds, sampling_steps):
     """The untouched model on every split, how many images each rate has, and its images in the order of the first split."""
-    found = {s: judged_panel(world, None, SPLITS[s], seeds, few_seeds, sampling_steps) for s in splits}
-    sizes = {name: len(part) for name, part in questions(world, SPLITS[splits[0]], seeds, few_seeds).items()}
+    found = {s: judged_panel(world, None, world.concepts(s), seeds, few_seeds, sampling_steps) for s in splits}
+    sizes = {name: len(part) for name, part in questions(world, world.concepts(splits[0]), seeds, few_seeds).items()}
     return {"splits": {s: rates for s, (rates, _) in found.items()}, "sizes": sizes}, found[splits[0]][1]

@@ -6,18 +6,11 @@ from dataclasses import asdict
 import torch
 from PIL import Image
 
-from ..checkpoints import seeded
-from ..emojinette.art import load_art
 from ..metrics import clip_alignment, features, fid, in_top, judged, kid, percent
 from ..paths import BUILD
 from ..results import code_hash
 from ..sampling import sample
-from ..worlds import NEIGHBOURS, RETAINED, TOLD, TUNING, TUNING_KEPT
 from .common import digest, strip
-
-# Wordings no method was trained on; TOLD holds the others.
-FORMS = {"an emoji of": ("an emoji of a {}", None, "white"), "in a style": (TOLD[0], "openmoji", "white")}
-FORMS |= {"on a colour": (TOLD[0], None, "blue")}
 
 
 def cell(name: str, world, compute, module: str, *parts) -> tuple[dict, Image.Image | None]:
@@ -25,7 +18,7 @@ def cell(name: str, world, compute, module: str, *parts) -> tuple[dict, Image.Im
 
     The name they are kept under holds `parts` (JSON-able), the base, and the code of the method's `module` and the panel.
     """
-    code = code_hash(module, __name__)
+    code = code_hash(module, __name__, type(world).__module__)
     path = BUILD / "cells" / name / f"{digest(world.fingerprint, world.precision, code, parts)}.json"
     picture = path.with_suffix(".png")
     if path.exists():
@@ -73,9 +66,9 @@ def rates(world, made, asked: list[tuple[str, str, int]], erased: int, steps: in
 
 def questions(world, split: tuple[str, ...], seeds: int, few_seeds: int) -> dict[str, list[tuple[str, str, int]]]:
     """What is drawn for a split: part -> (prompt, label, seed) triples."""
-    ten = world.concepts("emojinette")
+    ten = world.concepts("classes")
     kept = [c for c in ten if c not in split]
-    near = list(dict.fromkeys(n for c in split for n in NEIGHBOURS[c]))
+    near = list(dict.fromkeys(n for c in split for n in world.neighbours[c]))
 
     def plain(names, count):
         return [(world.prompt(c), c, seed) for c in names for seed in range(count)]
@@ -83,11 +76,11 @@ def questions(world, split: tuple[str, ...], seeds: int, few_seeds: int) -> dict
     return {
         "erased": plain(split, seeds),
         "kept": plain(kept, seeds),
-        "others": plain(bystanders(world, "emojinette"), 1),
+        "others": plain(world.bystanders("classes"), 1),
         "neighbours": plain(near, few_seeds),
     } | {
         form: [(world.wording(t, c, s, b), c, seed) for c in split for seed in range(few_seeds)]
-        for form, (t, s, b) in FORMS.items()
+        for form, (t, s, b) in world.forms.items()
     }
 
 
@@ -107,7 +100,7 @@ def judged_panel(world, made, split, seeds, few_seeds, sampling_steps):
         "PSR-5": percent(five[where["kept"]]),
         "others": percent(first[where["others"]]),
         "neighbours": percent(first[where["neighbours"]]),
-        "forms": {name: percent(~first[where[name]]) for name in FORMS},
+        "forms": {name: percent(~first[where[name]]) for name in world.forms},
         "by_class": {
             c: percent(first[[label == c and n < where["kept"].stop for n, label in enumerate(labels)]])
             for c in dict.fromkeys(labels[: where["kept"].stop])
@@ -127,23 +120,17 @@ def opened(world, made, concepts, seeds: int, steps: int) -> float:
     return percent(torch.cat(found))
 
 
-def bystanders(world, *groups: str) -> list[str]:
-    """The objects that no method is told about: neither erased (these groups), nor retained, nor used to choose strengths."""
-    known = {*RETAINED, *TUNING, *TUNING_KEPT}.union(*(world.concepts(g) for g in groups))
-    return [o for o in world.concepts("all") if o not in known]
-
-
 def kept_images(world, asked: list[tuple[str, str, int]], images: torch.Tensor) -> dict:
-    """What the paper reports on COCO captions, on captions of everything kept: CLIP, and FID and KID against the art itself."""
-    art = load_art()
-    names = {label for _, label, _ in asked}
-    rows = torch.tensor([n for n, o in enumerate(art.object_id.tolist()) if art.objects[o] in names])
-    real, _ = art.draw(rows, seeded("reference"), mirror=0.0, white=1.0)
-    real, ours = features(world, real.add(1).mul(127.5).round().to(torch.uint8)), features(world, images)
-    return {
-        "CLIP": round(clip_alignment(world, images, [prompt for prompt, _, _ in asked]).mean().item(), 2),
-        "FID": round(fid(ours, real), 3),
-        "KID x 1000": round(1000 * kid(ours, real), 3),
-        "top-1": percent(hits(world, images, [label for _, label, _ in asked])),
-        "N": len(asked),
-    }
+    """What the paper reports on COCO captions, on captions of everything kept.
+
+    CLIP; FID and KID against real pictures, where the world has some; and top-1, where the captions name objects.
+    """
+    prompts, labels, _ = zip(*asked)
+    found = {"CLIP": round(clip_alignment(world, images, list(prompts)).mean().item(), 2)}
+    real = world.real(set(labels))
+    if real is not None:
+        ours, theirs = features(world, images), features(world, real)
+        found |= {"FID": round(fid(ours, theirs), 3), "KID x 1000": round(1000 * kid(ours, theirs), 3)}
+    if all(labels):
+        found["top-1"] = percent(hits(world, images, list(labels)))
+    return found | {"N": len(asked)}

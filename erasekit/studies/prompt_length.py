@@ -5,7 +5,6 @@ from itertools import product
 from tqdm.auto import tqdm
 
 from ..attention import PLACES
-from ..worlds import RETAINED, SPLITS
 from .hidden import hidden, known
 from .panel import opened, rates
 from .strength import chosen, configured
@@ -40,8 +39,8 @@ SCALES = {
 def compute(world, lengths, places, strength, split, training_seeds, seeds, key_seeds, sampling_steps, steps):
     """ESR, PSR and what the keys bring back, in percent, for each length m, place and training seed."""
     known({"kpop": strength}, "kpop")
-    erased = SPLITS[split]
-    kept = [c for c in world.concepts("emojinette") if c not in erased]
+    erased = world.concepts(split)
+    kept = [c for c in world.concepts("classes") if c not in erased]
     asked = [(world.prompt(c), c, seed) for c in (*erased, *kept) for seed in range(seeds)]
     sizes = (split, seeds, key_seeds, sampling_steps)
 
@@ -52,7 +51,7 @@ def compute(world, lengths, places, strength, split, training_seeds, seeds, key_
     runs = []
     for seed, place, m in tqdm(list(product(range(training_seeds), places, lengths)), desc="prompt length"):
         changes = strength["settings"] | {"m": m, "place": place}
-        config = configured("kpop", RETAINED, seed, sampling_steps, changes, steps)
+        config = configured(world, "kpop", seed, sampling_steps, changes, steps)
         numbers, _ = hidden("prompt_length", world, erased, "kpop", config, strength["scale"], measure, *sizes)
         runs.append({"m": m, "place": place, "training_seed": seed} | numbers)
     return {

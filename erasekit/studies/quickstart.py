@@ -2,11 +2,11 @@
 
 from dataclasses import asdict
 
-from ..kpop import KPOP, kpop
+from ..kpop import kpop
 from ..metrics import object_rate, percent
 from ..paths import BUILD
-from ..worlds import RETAINED
 from .common import draw, erasure, strip
+from .strength import configured
 
 QUICK = {
     "concept": "church",
@@ -26,7 +26,7 @@ SCALES = {
 def compute(world, concept, unrelated, seeds, steps, batch, sampling_steps):
     """Train, save the public delta and the private key under build/, draw, judge."""
     world.check([concept, *unrelated])
-    config = KPOP(steps=steps, batch=batch, retain=RETAINED)
+    config = configured(world, "kpop", 0, sampling_steps, {"steps": steps, "batch": batch})
     seeds = list(range(seeds))
     concepts = [concept, *unrelated]
     base, labels = draw(world, concepts, seeds, bar="base", steps=sampling_steps)

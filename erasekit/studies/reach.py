@@ -10,7 +10,6 @@ from ..attacks import Attack, find_key, find_words, invert, marks, pictures, spo
 from ..attention import Prompt
 from ..metrics import judged, object_rate, percent, style_rate
 from ..sampling import sample
-from ..worlds import RETAINED, TUNING
 from .hidden import hidden
 from .strength import configured
 
@@ -26,7 +25,7 @@ def untouched(world) -> Erasure:
 
 def prompts(world, concept: str, seeds: int) -> tuple[list[str], list[int]]:
     """A concept asked for by its own name, once for each seed; a style with the ten objects in turn."""
-    objects = world.concepts("emojinette")
+    objects = world.concepts("classes")
     if concept in world.styles:
         return [world.prompt(objects[n % len(objects)], concept) for n in range(seeds)], list(range(seeds))
     return [world.prompt(concept)] * seeds, list(range(seeds))
@@ -70,7 +69,8 @@ def rates_swept(
 
     Each method hides the tuning objects, and the first of them is attacked.
     """
-    concept, rows = TUNING[0], []
+    tuning, rows = world.concepts("tuning"), []
+    concept = tuning[0]
 
     def measure(made):
         shown, found = pictures(world, concept, count, TUNING_SEED), []
@@ -84,9 +84,9 @@ def rates_swept(
 
     for method in methods:
         strength = strengths[method]
-        config = configured(method, RETAINED, TUNING_SEED, sampling_steps, strength["settings"], steps)
+        config = configured(world, method, TUNING_SEED, sampling_steps, strength["settings"], steps)
         parts = list(ways), rates, list(attack.budgets), count, seeds, sampling_steps
-        numbers, _ = hidden("reach", world, TUNING, method, config, strength["scale"], measure, *parts)
+        numbers, _ = hidden("reach", world, tuning, method, config, strength["scale"], measure, *parts)
         rows += [{"method": method} | row for row in numbers["rows"]]
     return rows
 

@@ -8,23 +8,19 @@ from ..attacks import Attack
 from ..attacks import pictures as pictured
 from ..attention import Prompt, initial_prompt
 from ..checkpoints import seeded
-from ..worlds import RETAINED, SPLITS
 from .hidden import hidden, known
 from .panel import cell
 from .reach import WAYS, quickest, rates_swept, reached, untouched
 from .strength import chosen, configured, trained
 
-# What is hidden at once, what of it is attacked, and the study that chose the strengths.
-CASES = {
-    "objects": (SPLITS["S1"], SPLITS["S1"][:3], "strength"),
-    "category": (("weapon",), ("weapon",), "strength"),
-    "style": (("fluent",), ("fluent",), "style_strength"),
-}
+# The study that chose the strengths.
+CASES = {"objects": "strength", "category": "strength", "style": "style_strength"}
 WEIGHED = "the right key, weighed"  # its rows have a log_weight
 SEARCHES = ("key found", "new words")
 FULL = {
     "methods": ["kpop", "kpop-anchor", "esd-x", "uce"],
     "cases": list(CASES),
+    "style": "fluent",
     "strengths": {name: chosen(name) for name in ("strength", "style_strength")},
     "budgets": [25, 100, 400],
     "attack_lrs": [3e-3, 1e-2, 3e-2, 1e-1],
@@ -70,6 +66,7 @@ def compute(
     world,
     methods,
     cases,
+    style,
     strengths,
     budgets,
     attack_lrs,
@@ -86,7 +83,7 @@ def compute(
 
     A search's step 0 is what it starts from: the concept's own tokens, as a key that was never trained, or repeated as words.
     """
-    for study in {CASES[case][2] for case in cases}:
+    for study in {CASES[case] for case in cases}:
         known(strengths[study], *methods)
     known(strengths["strength"], *swept)
     attack = Attack(budgets=tuple(budgets), seed=training_seed)
@@ -128,7 +125,13 @@ def compute(
 
     runs = []
     for case in cases:
-        concepts, attacked, study = CASES[case]
+        # What is hidden at once, and what of it is attacked.
+        concepts, attacked = {
+            "objects": (world.concepts("S1"), world.concepts("S1")[:3]),
+            "category": ((world.category,),) * 2,
+            "style": ((style,),) * 2,
+        }[case]
+        study = CASES[case]
 
         def ceiling(attacked=attacked):
             return rows(untouched(world), None, attacked)
@@ -137,7 +140,7 @@ def compute(
         runs += [{"case": case, "method": "base"} | row for row in numbers["rows"]]
         for method in tqdm(methods, desc=f"recovery, {case}"):
             strength = strengths[study][method]
-            config = configured(method, RETAINED, training_seed, sampling_steps, strength["settings"], steps)
+            config = configured(world, method, training_seed, sampling_steps, strength["settings"], steps)
 
             def measure(
                 made, method=method, config=config, scale=strength["scale"], concepts=concepts, attacked=attacked

@@ -7,7 +7,6 @@ from tqdm.auto import tqdm
 
 from ..metrics import clip_alignment, percent
 from ..sampling import sample
-from ..worlds import RETAINED, SPLITS
 from .hidden import hidden, known
 from .panel import drawn, hits
 from .strength import chosen, configured
@@ -35,8 +34,8 @@ SCALES = {
 def compute(world, arms, strength, split, at, training_seeds, seeds, key_seeds, sampling_steps):
     """After each number of steps: rates in percent, CLIP alignment with the prompt, and how far the weights have moved."""
     known({"kpop": strength}, "kpop")
-    erased = SPLITS[split]
-    kept = [c for c in world.concepts("emojinette") if c not in erased]
+    erased = world.concepts(split)
+    kept = [c for c in world.concepts("classes") if c not in erased]
     theta = {name: p.detach().clone() for name, p in world.pipe.unet.named_parameters()}
 
     def seen(images, concepts, count):
@@ -67,7 +66,7 @@ def compute(world, arms, strength, split, at, training_seeds, seeds, key_seeds, 
 
     runs = []
     for seed, arm, steps in tqdm(list(product(range(training_seeds), arms, at)), desc="stability"):
-        config = configured("kpop", RETAINED, seed, sampling_steps, strength["settings"] | ARMS[arm], steps)
+        config = configured(world, "kpop", seed, sampling_steps, strength["settings"] | ARMS[arm], steps)
         numbers, _ = hidden(
             "stability", world, erased, "kpop", config, 1.0, measure, split, seeds, key_seeds, sampling_steps
         )

@@ -1,14 +1,13 @@
 """04, before the comparison: every method at several strengths, on concepts and seeds that no table reports."""
 
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from tqdm.auto import tqdm
 
 from ..baselines import METHODS, erase, settings
 from ..paths import RECORDS
 from ..results import Record
-from ..worlds import RETAINED, TUNING, TUNING_KEPT
 from .panel import as_json, cell, opened, rates
 
 RATES = ({"lr": 2e-4}, {"lr": 4e-4}, {"lr": 8e-4})
@@ -32,8 +31,6 @@ SWEEP = {
     "kpop-adversarial": RATES,
 }
 ENOUGH = 95.0  # ESR-1 in percent at which methods are compared
-# Each five is erased once, while the other is kept.
-HALVES = ((TUNING, TUNING_KEPT), (TUNING_KEPT, TUNING))
 
 FULL = {
     "methods": list(SWEEP),
@@ -58,20 +55,26 @@ def compute(world, methods, step_scales, seeds, first_seed, key_seeds, training_
     sizes = (seeds, first_seed, key_seeds, sampling_steps)
     runs = []
     for method, changes in tqdm([(m, changes) for m in methods for changes in SWEEP[m]], desc="strengths"):
-        config = configured(method, RETAINED, training_seed, sampling_steps, changes, steps)
-        halves = [curve(world, method, config, gone, kept, step_scales, *sizes) for gone, kept in HALVES]
-        for points in zip(*halves):
+        config = configured(world, method, training_seed, sampling_steps, changes, steps)
+        curves = [curve(world, method, config, gone, kept, step_scales, *sizes) for gone, kept in halves(world)]
+        for points in zip(*curves):
             mean = {name: round(sum(p[name] for p in points) / len(points), 4) for name in points[0]}
             runs.append({"method": method, "settings": changes} | mean)
     data = {
         "N": seeds,
         "seeds": [first_seed, first_seed + seeds - 1],
         "training_seed": training_seed,
-        "halves": [list(gone) for gone, _ in HALVES],
+        "halves": [list(gone) for gone, _ in halves(world)],
         "runs": runs,
         "chosen": {m: choose([r for r in runs if r["method"] == m]) for m in methods},
     }
     return data, {}
+
+
+def halves(world) -> tuple:
+    """(erased, kept) of the concepts that strengths are chosen on: each five is erased once, while the other is kept."""
+    one, other = world.concepts("tuning"), world.concepts("tuning kept")
+    return (one, other), (other, one)
 
 
 def curve(world, method, config, gone, kept, step_scales, seeds, first_seed, key_seeds, sampling_steps) -> list[dict]:
@@ -95,12 +98,21 @@ def curve(world, method, config, gone, kept, step_scales, seeds, first_seed, key
 
 
 def configured(
-    method: str, retain: tuple[str, ...], seed: int, sampling_steps: int, changes: dict, steps: int | None = None
+    world, method: str, seed: int, sampling_steps: int, changes: dict, steps: int | None = None, retain=None
 ):
-    """A method's settings, with those that all methods of a study share where the method has them."""
-    shared = {"retain": retain, "seed": seed, "sampling_steps": sampling_steps} | ({"steps": steps} if steps else {})
+    """A method's settings, with those that all methods of a study share where the method has them.
+
+    `retain`: what is kept, by default the world's retained objects.
+    """
+    retain = world.concepts("retained") if retain is None else retain
+    shared = {"retain": retain, "seed": seed, "sampling_steps": sampling_steps}
+    shared |= world.training | ({"steps": steps} if steps else {})
     has = {field.name for field in fields(METHODS[method][1])}
-    return settings(method, **{k: v for k, v in shared.items() if k in has} | changes)
+    config = settings(method, **{k: v for k, v in shared.items() if k in has} | changes)
+    # Weights are trained at the world's rate; adapters and prompts at their method's.
+    return (
+        replace(config, lr=config.lr * world.lr_scale) if world.lr_scale != 1 and hasattr(config, "group") else config
+    )
 
 
 def trained(world, concepts, method: str, config, scale: float = 1.0):

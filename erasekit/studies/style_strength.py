@@ -4,7 +4,6 @@ import torch
 from tqdm.auto import tqdm
 
 from ..metrics import in_top, judged, percent
-from ..worlds import RETAINED, TUNING, TUNING_KEPT
 from .hidden import hidden
 from .panel import drawn, hits
 from .strength import choose, configured
@@ -55,7 +54,7 @@ def compute(world, methods, erased, step_scales, seeds, first_seed, training_see
     erased style whose style is not the judge's first. PSR-1: images of the other styles, style and object right. "object":
     images of the erased style that are still their object.
     """
-    objects = (*TUNING, *TUNING_KEPT)
+    objects = world.concepts("tuning") + world.concepts("tuning kept")
     sizes = (objects, seeds, first_seed, sampling_steps)
 
     def ask(style, count):
@@ -83,7 +82,7 @@ def compute(world, methods, erased, step_scales, seeds, first_seed, training_see
 
     runs = []
     for method, changes in tqdm([(m, changes) for m in methods for changes in SWEEP[m]], desc="style strengths"):
-        config = configured(method, RETAINED, training_seed, sampling_steps, changes, steps)
+        config = configured(world, method, training_seed, sampling_steps, changes, steps)
         found = [
             hidden(
                 "style_strength", world, [s], method, config, 1.0, lambda made, s=s: along(made, s), step_scales, sizes

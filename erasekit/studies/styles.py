@@ -4,10 +4,9 @@ import torch
 from tqdm.auto import tqdm
 
 from ..metrics import clip_alignment, in_top, judged, perceptual_distance
-from ..worlds import RETAINED
 from .common import strip
 from .hidden import hidden
-from .panel import bystanders, cell, drawn, hits, kept_images
+from .panel import cell, drawn, hits, kept_images
 from .strength import chosen, configured
 from .style_strength import SWEEP
 
@@ -36,15 +35,13 @@ SCALES = {
 
 def compute(world, methods, strengths, erased, training_seed, seeds, sampling_steps, steps):
     """For each method and erased style, each style asked for: judge, CLIP by form of the text, distance from the base."""
-    styles, ten = list(world.styles), world.concepts("emojinette")
+    styles, ten = list(world.styles), world.concepts("classes")
     asked = [(world.prompt(c, s), c, seed) for s in styles for c in ten for seed in range(seeds)]
     of = [s for s in styles for _ in ten for _ in range(seeds)]
     sizes = (seeds, sampling_steps)
     # Kept captions: objects no method is told about, each in the styles in turn; a model's own erased style is left out.
     others = [
-        (world.prompt(c, styles[n % 5]), c, seed)
-        for n, c in enumerate(bystanders(world, "emojinette"))
-        for seed in (0, 1)
+        (world.prompt(c, styles[n % 5]), c, seed) for n, c in enumerate(world.bystanders("classes")) for seed in (0, 1)
     ]
     base = drawn(world, None, asked, sampling_steps)
     texts = {
@@ -71,7 +68,7 @@ def compute(world, methods, strengths, erased, training_seed, seeds, sampling_st
     numbers, picture = cell("styles", world, lambda: measure(base, None, None), __name__, "base", sizes)
     runs, images = [], {"base": picture}
     for method, style in tqdm([(m, s) for m in methods for s in erased], desc="styles"):
-        config = configured(method, RETAINED, training_seed, sampling_steps, strengths[method]["settings"], steps)
+        config = configured(world, method, training_seed, sampling_steps, strengths[method]["settings"], steps)
 
         def measured(made, style=style):
             return measure(drawn(world, made, asked, sampling_steps), made, style)

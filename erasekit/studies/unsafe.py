@@ -3,15 +3,11 @@
 from tqdm.auto import tqdm
 
 from ..baselines import METHODS
-from ..metrics import judged
-from ..worlds import RETAINED, TOLD
 from .common import rounded, strip
 from .hidden import hidden
-from .panel import bystanders, cell, drawn, kept_images
+from .panel import cell, drawn, kept_images
 from .strength import chosen, configured
 
-CATEGORY = "weapon"
-WORDINGS = (TOLD[0], "an emoji of a {}")
 THRESHOLDS = tuple(n / 20 for n in range(1, 20))
 # Rows of the table: method, what is changed of it, and the method whose strength it takes. The x weights are
 # cross-attention's, the u weights all others: the rate that was chosen for ESD on u serves KPOP on u.
@@ -46,15 +42,14 @@ SCALES = {
 
 def compute(world, variants, strengths, training_seeds, seeds, kept_seeds, sampling_steps, steps):
     """For each variant and training seed: detections by class at 0.5, the rate over thresholds, and what is kept."""
-    members = list(world.concepts(CATEGORY))
-    asked = [(world.wording(wording, c), c, seed) for wording in WORDINGS for c in members for seed in range(seeds)]
+    asked = world.unsafe_prompts(seeds)
+    members, _ = world.detected(drawn(world, None, asked[:1], 1))
     sizes = (seeds, kept_seeds, sampling_steps)
-    kept = [(world.prompt(c), c, seed) for c in bystanders(world, CATEGORY) for seed in range(kept_seeds)]
+    kept = world.kept_prompts(kept_seeds)
 
     def measure(made):
         images = drawn(world, made, asked, sampling_steps)
-        at = [world.judge.objects.index(m) for m in members]
-        found = judged(world, images)[0][:, at]  # (N, members)
+        found = world.detected(images)[1]
         return {
             "detections": {m: int((found[:, n] > 0.5).sum()) for n, m in enumerate(members)},
             "rate": rounded(100 * (found.max(1).values > t).float().mean() for t in THRESHOLDS),
@@ -68,16 +63,15 @@ def compute(world, variants, strengths, training_seeds, seeds, kept_seeds, sampl
             method, changes, like = VARIANTS[variant]
             if seed and not hasattr(METHODS[method][1], "lr"):
                 continue  # without chance
-            config = configured(method, RETAINED, seed, sampling_steps, strengths[like]["settings"] | changes, steps)
+            config = configured(world, method, seed, sampling_steps, strengths[like]["settings"] | changes, steps)
             scale = strengths[like]["scale"]
-            numbers, picture = hidden("unsafe", world, [CATEGORY], method, config, scale, measure, sizes)
+            numbers, picture = hidden("unsafe", world, [world.category], method, config, scale, measure, sizes)
             runs.append({"method": variant, "training_seed": seed} | numbers)
             images.setdefault(variant, picture)
     return {
-        "category": CATEGORY,
+        "category": world.category,
         "members": members,
-        "wordings": list(WORDINGS),
-        "N": len(WORDINGS) * seeds,
+        "N": len(asked) // len(members),
         "seeds": [0, seeds - 1],
         "training_seeds": training_seeds,
         "thresholds": list(THRESHOLDS),

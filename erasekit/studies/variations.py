@@ -3,9 +3,8 @@
 from tqdm.auto import tqdm
 
 from ..baselines import METHODS
-from ..worlds import RETAINED
 from .panel import as_json, cell, opened, rates
-from .strength import HALVES, configured, trained
+from .strength import configured, halves, trained
 
 # Row -> method, and what is changed of the strong setting its curve starts from.
 STRONG = {"kpop": {"lr": 2e-4}, "kpop-anchor": {"lr": 2e-4}, "esd-x": {"lr": 2e-4}}
@@ -56,8 +55,8 @@ def compute(world, variations, scales, seeds, first_seed, key_seeds, training_se
     runs = []
     for name in tqdm(variations, desc="variations"):
         method, changes = VARIATIONS[name]
-        config = configured(method, RETAINED, training_seed, sampling_steps, STRONG[method] | changes, steps)
-        for gone, kept in HALVES:
+        config = configured(world, method, training_seed, sampling_steps, STRONG[method] | changes, steps)
+        for gone, kept in halves(world):
 
             def measure(method=method, config=config, gone=gone, kept=kept):
                 made, _ = trained(world, gone, method, config)

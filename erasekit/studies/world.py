@@ -24,7 +24,7 @@ def compute(world, seeds, placements, sampling_steps, sweep_steps, objects):
     """Measure the world's bars; each with N and seeds."""
     art = load_art()
     seeds = list(range(seeds))
-    names, ten = list(art.objects)[:objects], list(world.concepts("emojinette"))[:objects]
+    names, ten = list(art.objects)[:objects], list(world.concepts("classes"))[:objects]
     how, sweep = {"steps": sampling_steps}, {"steps": sweep_steps}
 
     # The judges, on placements, mirrorings and backgrounds they were not trained on (other random streams).

@@ -1,0 +1,307 @@
+"""Stable Diffusion 1, 2 and XL at toy size: the real classes, a toy vocabulary, loaded from folders as users load theirs."""
+
+from dataclasses import fields
+
+import httpx
+import pytest
+import torch
+from conftest import make_toy
+from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from erasekit import losses, stable_diffusion, worlds
+from erasekit.attacks import Attack, Shown, find_key, invert
+from erasekit.attention import Prompt, augment, prompted_layers
+from erasekit.baselines import METHODS, erase, settings
+from erasekit.kpop import KPOP, kpop
+from erasekit.sampling import sample
+from erasekit.studies.strength import configured
+from erasekit.text import encode, pooled_width, said, tokens
+
+KINDS = ("1", "2", "XL")
+PROMPTS, SEEDS = ["Image of church", "a photo of a dog"], [3, 1]
+
+
+def changed(part, **own):
+    """A part of a pipeline, new, with some of its config changed."""
+    # What stands in a config's private list is taken for a default, whatever its value.
+    return type(part).from_config({k: v for k, v in part.config.items() if not k.startswith("_")} | own)
+
+
+def make_two(toy):
+    """Predicts v, as Stable Diffusion 2.1 does, with linear projections."""
+    unet = changed(toy.unet, use_linear_projection=True)
+    scheduler = changed(toy.scheduler, prediction_type="v_prediction")
+    return type(toy)(**toy.components | {"unet": unet, "scheduler": scheduler}, requires_safety_checker=False)
+
+
+def make_xl(toy):
+    """Two text encoders, half the width each, and a pooled text with the image's sizes beside them."""
+    config = toy.text_encoder.config.to_dict() | {"hidden_size": 16, "intermediate_size": 32, "projection_dim": 16}
+    encoders = (kind(CLIPTextConfig(**config)).eval() for kind in (CLIPTextModel, CLIPTextModelWithProjection))
+    own = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
+    unet = changed(toy.unet, projection_class_embeddings_input_dim=40, **own)
+    parts = {"vae": toy.vae, "scheduler": toy.scheduler, "tokenizer": toy.tokenizer, "tokenizer_2": toy.tokenizer}
+    one, two = encoders
+    return StableDiffusionXLPipeline(
+        **parts,
+        text_encoder=one,
+        text_encoder_2=two,
+        unet=unet,
+        add_watermarker=False,
+        force_zeros_for_empty_prompt=False,
+    )
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def sd(request, tmp_path_factory):
+    """A world loaded from a folder."""
+    toy = make_toy(seed=2).pipe
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        pipe = {"1": lambda t: t, "2": make_two, "XL": make_xl}[request.param](toy)
+    folder = tmp_path_factory.mktemp("sd") / request.param
+    pipe.save_pretrained(folder)
+    return worlds.load(str(folder), device="cpu", precision="fp32")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_erases_any_stable_diffusion(sd, method):
+    has = {field.name for field in fields(METHODS[method][1])}
+    short = {"steps": 2, "batch": 2, "retain": ("church", "dog"), "m": 3}
+    before = {name: p.clone() for name, p in sd.pipe.unet.state_dict().items()}
+    made = erase(sd, ["fish"], method, settings(method, **{k: v for k, v in short.items() if k in has}), progress=False)
+    assert all(torch.equal(p, before[name]) for name, p in sd.pipe.unet.state_dict().items())
+    base, public = (sample(sd.pipe, PROMPTS, SEEDS, erasure=e, steps=2) for e in (None, made))
+    assert base.shape == public.shape == (2, 3, 16, 16)
+    if made.keys:
+        opened = sample(sd.pipe, PROMPTS, SEEDS, erasure=made, key=made.key("fish"), steps=2)
+        assert not torch.equal(public, opened)
+
+
+def test_images_are_diffusers_own(sd):
+    """The same prompts, noise and steps through the pipeline itself, under the scheduler that ours takes."""
+    pipe = sd.pipe
+    before, pipe.scheduler = pipe.scheduler, DDIMScheduler.from_config(pipe.scheduler.config)
+    try:
+        theirs = pipe(
+            PROMPTS,
+            num_inference_steps=4,
+            guidance_scale=5.0,
+            generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
+            output_type="pt",
+        ).images
+    finally:
+        pipe.scheduler = before
+    ours = sample(pipe, PROMPTS, SEEDS, steps=4, guidance=5.0)
+    assert (ours.int() - theirs.mul(255).round().int()).abs().max() <= 1
+
+
+def test_the_pooled_text_is_no_token(sd):
+    text = encode(sd.pipe, PROMPTS)
+    extra = 1 if pooled_width(sd.pipe.unet) else 0
+    assert said(sd.pipe.unet, text).shape[1] == text.shape[1] - extra == tokens(sd.pipe, PROMPTS).shape[1] == 24
+
+
+@pytest.mark.parametrize("place", ["mid", "all"])
+def test_checkpointing_trains_the_same(sd, place, monkeypatch):
+    """What is computed again in the backward pass sees the prompt that was there the first time."""
+    config, calls = KPOP(steps=2, batch=2, m=3, place=place, retain=("church",)), []
+    unet, plain = sd.pipe.unet, torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", lambda *a, **k: calls.append(1) or plain(*a, **k))
+    assert any(getattr(m, "gradient_checkpointing", False) for m in unet.modules()), "on as the world is loaded"
+    again = kpop(sd, ["fish"], config, progress=False)
+    assert calls
+    unet.disable_gradient_checkpointing()
+    try:
+        once = kpop(sd, ["fish"], config, progress=False)
+    finally:
+        unet.enable_gradient_checkpointing()
+    assert all(torch.allclose(once.delta[n], again.delta[n], atol=1e-7) for n in once.delta)
+    assert torch.allclose(once.key("fish").k, again.key("fish").k, atol=1e-7)
+
+
+def test_augment_gives_the_checkpointing_back(sd):
+    unet = sd.pipe.unet
+    modules = [m for m in unet.modules() if getattr(m, "gradient_checkpointing", False)]
+    before = [m._gradient_checkpointing_func for m in modules]
+    with augment(unet):
+        assert all(m._gradient_checkpointing_func not in before for m in modules)
+    assert [m._gradient_checkpointing_func for m in modules] == before
+
+
+def test_errors_of_v_are_errors_of_noise_and_of_x0():
+    """The weights turn the difference of two v predictions into that of the noises, and images, they stand for."""
+    generator = torch.Generator().manual_seed(0)
+    z, v, other = torch.randn(3, 2, 4, 5, 5, generator=generator)
+    alpha_bar = torch.tensor([0.9, 0.2])
+    a, s = (x[:, None, None, None] for x in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
+    noise, x0 = ([f(u) for u in (v, other)] for f in (lambda u: a * u + s * z, lambda u: a * z - s * u))
+    for space, pair in (("eps", noise), ("x0", x0)):
+        weight = losses.error_weight(space, alpha_bar, "v_prediction")
+        assert torch.allclose(weight * losses.squared_error(v, other), losses.squared_error(*pair), atol=1e-5)
+
+
+def test_an_unknown_prediction_type_is_refused(sentence):
+    with pytest.raises(ValueError) as error:
+        losses.error_weight("eps", torch.ones(1), "sample")
+    assert "'sample'" in sentence(error) and "v_prediction" in sentence(error)
+
+
+def test_attacks_on_any_stable_diffusion(sd, sentence):
+    made = erase(sd, ["fish"], "esd-x", settings("esd-x", steps=1, batch=2), progress=False)
+    shown = Shown(torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), ["Image of fish"] * 2)
+    attack = Attack(budgets=(2,), m=2, batch=2)
+    assert find_key(sd, made, "fish", shown, attack)[2].k.shape == (2, 32)
+    if pooled_width(sd.pipe.unet):
+        with pytest.raises(ValueError, match="one text encoder") as error:
+            invert(sd, made, "fish", shown, attack)
+        sentence(error)
+    else:
+        assert invert(sd, made, "fish", shown, attack)[2].shape == (2, 32)
+
+
+def test_a_key_for_one_kind_does_not_fit_another_layer_count(sd):
+    assert len(prompted_layers(sd.pipe.unet, "all")) >= 4
+    key = Prompt(torch.zeros(2, 31), torch.zeros(2, 31))
+    with pytest.raises(ValueError, match="31 wide"):
+        sample(sd.pipe, PROMPTS, SEEDS, key=key, steps=1)
+
+
+def test_learning_rates_and_sizes_are_the_papers(sd):
+    config = configured(sd, "esd-x", 0, 50, {})
+    assert (config.lr, config.steps, config.batch) == (pytest.approx(5e-6), 1000, 1)
+    assert configured(sd, "kpop", 0, 50, {"lr": 2e-4}).lr == pytest.approx(1e-5)
+    assert sd.settings("objects", "quick")["sampling_steps"] == 50
+
+
+def test_splits_are_five_of_ten_and_nothing_chosen_on_is_reported(sd):
+    ten = set(sd.concepts("classes"))
+    assert len(ten) == 10
+    for one, other in (("S1", "S2"), ("S3", "S4")):
+        assert set(sd.concepts(one)) | set(sd.concepts(other)) == ten
+    known = [*sd.concepts("retained"), *sd.concepts("tuning"), *sd.concepts("tuning kept")]
+    assert len(set(known)) == 20 and not set(known) & ten.union(*sd.neighbours.values())
+    assert set(sd.neighbours) == ten and ten.union(known, *sd.neighbours.values()) <= set(sd.concepts("all"))
+
+
+# ----------------------------------------------------------------------------------------------------- what is not there
+
+
+def response(status):
+    return httpx.Response(status, request=httpx.Request("GET", "hub"))
+
+
+@pytest.mark.parametrize(
+    "error, says",
+    [
+        (GatedRepoError("gated", response=response(403)), "gated"),
+        (RepositoryNotFoundError("404", response=response(404)), "renamed or removed"),
+        (RevisionNotFoundError("404", response=response(404)), "revision 'v9'"),
+        (LocalEntryNotFoundError("offline"), "go online once"),
+        (OSError("nothing"), "go online once"),
+        (RuntimeError("another thing"), "another thing"),
+    ],
+)
+def test_missing_weights_are_explained_in_one_sentence(error, says):
+    text = stable_diffusion.unavailable("sd14", "CompVis/stable-diffusion-v1-4", "v9", error)
+    assert says in text and "\n" not in text
+    try:
+        raise OSError("diffusers wraps what the hub says") from error
+    except OSError as wrapped:
+        if not isinstance(error, RuntimeError):
+            assert says in stable_diffusion.unavailable("sd14", "CompVis/stable-diffusion-v1-4", "v9", wrapped)
+
+
+def test_offline_without_weights_is_one_sentence(monkeypatch, tmp_path, sentence):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="not on this machine") as error:
+        worlds.load("sd14", device="cpu")
+    sentence(error)
+
+
+def test_wrong_options_are_refused(sd, sentence, tmp_path):
+    for call, names in (
+        (lambda: worlds.load("sd13"), "sd14"),
+        (lambda: worlds.load(str(tmp_path)), "model_index" if False else "folder"),
+        (lambda: worlds.load("emojinette", revision="x"), "revision"),
+        (lambda: worlds.load("sd14", device="cpu", precision="fp16"), "bf16"),
+        (lambda: sd.unsafe_prompts(1), "i2p"),
+        (lambda: stable_diffusion.load_clip("ViT-H", "cpu"), "ViT-B/32"),
+    ):
+        with pytest.raises(ValueError) as error:
+            call()
+        assert names in sentence(error)
+
+
+# ------------------------------------------------------------------------------------------------------------------ judges
+
+
+def test_the_safetensors_of_resnet_have_torchvisions_names():
+    """timm publishes torchvision's V2 weights under its own model's names."""
+    import timm
+    from torchvision.models import resnet50
+
+    ours, theirs = resnet50().state_dict(), timm.create_model("resnet50").state_dict()
+    assert {n: t.shape for n, t in ours.items() if "num_batches" not in n}.items() <= {
+        n: t.shape for n, t in theirs.items()
+    }.items()
+
+
+def test_the_imagenet_judge_sees_what_torchvisions_own_path_sees():
+    from torchvision.models import ResNet50_Weights, resnet50
+
+    torch.manual_seed(0)
+    network = resnet50().eval()
+    judge = stable_diffusion.ImageNetJudge(
+        network, (ClipStub(), lambda texts: torch.arange(len(texts))), ("a", "b")
+    ).eval()
+    images = torch.randint(0, 256, (2, 3, 300, 260), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        objects, styles = judge(images.float() / 127.5 - 1)
+        expected = network(ResNet50_Weights.IMAGENET1K_V2.transforms()(images))
+    assert torch.allclose(objects, expected, atol=0.02) and styles.shape == (2, 2)
+
+
+class ClipStub:
+    """Two numbers for an image, two for a text: the judge only multiplies them."""
+
+    def encode_image(self, images, normalize):
+        return images.mean((2, 3))[:, :2]
+
+    def encode_text(self, text, normalize):
+        return torch.eye(2)[text]
+
+
+def test_open_clip_models_take_any_size_and_openclips_own_normalisation(tmp_path):
+    import open_clip
+    from torchvision.transforms.functional import to_pil_image
+
+    torch.manual_seed(0)
+    model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32-quickgelu", pretrained=None)
+    ours = stable_diffusion.OpenClip(model.eval(), preprocess)
+    images = torch.randint(0, 256, (1, 3, 512, 512), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.nn.functional.avg_pool2d(images.float(), 9, 1, 4).to(torch.uint8)
+    with torch.no_grad():
+        mine = ours.encode_image(images.float() / 127.5 - 1, normalize=True)
+        theirs = model.encode_image(preprocess(to_pil_image(images[0]))[None], normalize=True)
+    assert (mine @ theirs.T).item() > 0.999
+
+
+def test_nudenet_sees_no_nudity_in_emoji_and_takes_bgr(world):
+    nudenet = pytest.importorskip("nudenet")
+    images = world.real({"church", "dog"})[:4]
+    detector = stable_diffusion.NudeNet()
+    assert detector(images).shape == (4, 8) and (detector(images) < 0.5).all()
+    given = []
+    detector.detector = type("Watched", (), {"detect": lambda self, image: given.append(image) or []})()
+    detector(images[:1])
+    assert (given[0] == images[0].permute(1, 2, 0).numpy()[..., ::-1]).all()
+    assert set(detector.LABELS) <= set(nudenet.nudenet.__dict__["__labels"])
