@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from diffusers.models.attention_processor import FusedAttnProcessor2_0
 
 from .adapters import LAST, Adapter
 from .attention import Prompt, check_width
@@ -21,6 +22,8 @@ def fingerprint(unet) -> str:
     """SHA-256 over the names and half-precision values of a U-Net's weights: the same in fp32 and fp16 on any device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(unet.state_dict().items()):
+        if name.split(".")[-2] in ("to_qkv", "to_kv"):
+            continue  # copies that fusing leaves behind
         digest.update(name.encode())
         digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -181,8 +184,29 @@ def load_key(path: Path, unet=None) -> tuple[Prompt, dict]:
     return prompt, meta
 
 
+def check_plain(unet) -> None:
+    """Raise ValueError for a U-Net whose weights are not where its own names say: a change of them would do nothing, or harm."""
+    names = [name for name, _ in unet.named_parameters()]
+    reasons = {
+        "is wrapped by torch.compile: work on its _orig_mod, or compile in place with unet.compile()": hasattr(
+            unet, "_orig_mod"
+        ),
+        "has a LoRA loaded: fuse it for good or unload it first": any(".base_layer." in name for name in names),
+        "has fused projections, which keep their own copy of the weights: call unfuse_qkv_projections() first": any(
+            isinstance(p, FusedAttnProcessor2_0) for p in unet.attn_processors.values()
+        ),
+        "is offloaded module by module, so its weights are not here: load the pipeline without sequential CPU offload": any(
+            p.is_meta for p in unet.parameters()
+        ),
+    }
+    for reason, true in reasons.items():
+        if true:
+            raise ValueError(f"this U-Net {reason}")
+
+
 def check_base(unet, info: dict, what: str) -> None:
-    """Raise ValueError unless `unet` is the base model named in `info`."""
+    """Raise ValueError unless `unet` is the base model named in `info`, with its weights in place."""
+    check_plain(unet)
     found = fingerprint(unet)
     if info["base"] != found:
         raise ValueError(

@@ -158,7 +158,9 @@ class PromptAttnProcessor:
         if prompt is not None and prompt.log_weight == -torch.inf:
             prompt = None
         if prompt is None and self.slot.maps is None:
-            return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            # Not every processor takes temb, and attn2 has none.
+            given = (hidden_states, encoder_hidden_states, attention_mask, *(() if temb is None else (temb,)))
+            return self.inner(attn, *given)
         if isinstance(encoder_hidden_states, tuple):
             raise ValueError(
                 "a learnable prompt does not work with an IP-Adapter loaded: call pipe.unload_ip_adapter() first"

@@ -190,7 +190,12 @@ def recorded(world, scale: str, name: str, config: dict) -> tuple[Record | None,
 
 def hashes(name: str, world) -> dict[str, str]:
     """What a study's record was computed with."""
-    return {"code": code_hash(f"erasekit.studies.{name}", type(world).__module__), "model": model_hash()}
+    return {"code": code_hash(f"erasekit.studies.{name}", type(world).__module__), "model": world_hash(world)}
+
+
+def world_hash(world) -> str:
+    """The bundled world is told by all its files, any other by its U-Net."""
+    return model_hash() if world.name == "emojinette" else world.fingerprint[:16]
 
 
 def compute_or_load(

@@ -42,7 +42,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         description="Run the notebooks in order and rebuild figures/. A run that stopped goes on where it was.",
         epilog="run_all.sh test: ruff, pytest, and every notebook at scale smoke, offline.",
     )
-    parser.add_argument("--world", default="emojinette", help="the model to work on (default: emojinette, bundled)")
+    parser.add_argument(
+        "--world",
+        default="emojinette",
+        help="the model: emojinette (default, bundled), sd14, sd15, sd21, sdxl, or a folder",
+    )
     parser.add_argument("--scale", default="quick", help="smoke, quick (default) or full")
     parser.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="these notebooks alone, such as 00 or 02_method")
     parser.add_argument("--fresh", action="store_true", help="compute everything, load no record")
@@ -54,7 +58,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     books = find(args.only)
     parameters = choose_parameters(args, books)
-    out = paths.BUILD / args.world / args.scale
+    name = Path(args.world).name
+    out = paths.BUILD / name / args.scale
     state_file = out / "unfinished.json"
     marks = {book.name: fingerprint(book, parameters) for book in books}
     started, done = read_state(state_file, marks)
@@ -82,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         done[book.name] = {"mark": marks[book.name], "seconds": round(time.monotonic() - begin, 1)}
         write_state(state_file, started, done)
     state_file.unlink(missing_ok=True)  # the next run starts anew: the quickstart always computes live
-    print_made(books, done, started, paths.RECORDS / args.world / args.scale)
+    print_made(books, done, started, paths.RECORDS / name / args.scale)
     return 0
 
 
@@ -90,9 +95,13 @@ def choose_parameters(args: argparse.Namespace, books: list[Notebook]) -> dict:
     """The parameters to inject. Raises Refusal for a value or name that is not accepted."""
     from erasekit.worlds import WORLDS  # here, since it imports torch and --help should not
 
-    for kind, value, accepted in (("world", args.world, WORLDS), ("scale", args.scale, SCALES)):
-        if value not in accepted:
-            raise Refusal(f"unknown {kind} {value!r}; accepted are {', '.join(accepted)}")
+    if args.scale not in SCALES:
+        raise Refusal(f"unknown scale {args.scale!r}; accepted are {', '.join(SCALES)}")
+    if args.world not in WORLDS:
+        if not (Path(args.world) / "model_index.json").exists():
+            folder = "or a folder with a pipeline in diffusers' format"
+            raise Refusal(f"unknown world {args.world!r}; accepted are {', '.join(WORLDS)}, {folder}")
+        args.world = str(Path(args.world).resolve())  # notebooks run in a folder of their own
     extra = {}
     for item in args.set:
         name, equals, value = item.partition("=")

@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import losses
-from .artifacts import Erasure
+from .artifacts import Erasure, check_plain
 from .checkpoints import optimizer_state, read_tensors, restore_optimizer, seeded, write_tensors
 from .results import provenance
 from .text import encode, predict
@@ -149,6 +149,7 @@ class Bench:
 
     def __init__(self, world, concepts: list[str], config: Training, method: str):
         check_concepts(concepts)
+        check_plain(world.pipe.unet)
         self.world, self.concepts, self.config, self.method = world, list(concepts), config, method
         self.unet, self.device = world.pipe.unet, world.pipe.device
         subjects = [(n, s) for n, concept in enumerate(concepts) for s in world.subjects(concept)]

@@ -16,7 +16,7 @@ def records(tmp_path, monkeypatch):
     """An empty place for records; hashes that the tests may set."""
     monkeypatch.setattr(results, "RECORDS", tmp_path / "records")
     monkeypatch.setattr(results, "code_hash", lambda *modules: "code 1")
-    monkeypatch.setattr(results, "model_hash", lambda: "model 1")
+    monkeypatch.setattr(results, "world_hash", lambda world: "model 1")
     return tmp_path / "records" / "toy" / "smoke"
 
 
@@ -61,10 +61,10 @@ def test_another_config_is_computed(ask, capsys):
     assert "the record's config differ" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["code", "model"])
-def test_other_code_or_models_are_computed(ask, monkeypatch, capsys, kind):
+@pytest.mark.parametrize("kind, function", [("code", "code_hash"), ("model", "world_hash")])
+def test_other_code_or_models_are_computed(ask, monkeypatch, capsys, kind, function):
     ask()
-    monkeypatch.setattr(results, f"{kind}_hash", lambda *modules: f"{kind} 2")
+    monkeypatch.setattr(results, function, lambda *of: f"{kind} 2")
     assert ask().data["run"] == 2
     assert f"the record's {kind} differ" in capsys.readouterr().out
 

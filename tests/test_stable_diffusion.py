@@ -230,7 +230,7 @@ def test_offline_without_weights_is_one_sentence(monkeypatch, tmp_path, sentence
 def test_wrong_options_are_refused(sd, sentence, tmp_path):
     for call, names in (
         (lambda: worlds.load("sd13"), "sd14"),
-        (lambda: worlds.load(str(tmp_path)), "model_index" if False else "folder"),
+        (lambda: worlds.load(str(tmp_path)), "folder"),
         (lambda: worlds.load("emojinette", revision="x"), "revision"),
         (lambda: worlds.load("sd14", device="cpu", precision="fp16"), "bf16"),
         (lambda: sd.unsafe_prompts(1), "i2p"),

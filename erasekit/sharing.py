@@ -1,0 +1,103 @@
+"""Erased models elsewhere: as a pipeline anybody can load, and on the hub with a card that says what was done."""
+
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
+
+from .artifacts import Erasure
+
+CARD = """---
+{data}
+---
+
+# {title}
+
+A public delta made with [erasekit]({home}): laid over the base model, it no longer draws **{concepts}** when asked for it.
+
+| | |
+|---|---|
+| base model | {base_model}{revision}, U-Net {base} |
+| method, settings | {method}, {config} |
+| trained with | {versions}, on {device}, {seconds} s |
+
+{metrics}
+
+## Use
+
+```python
+from safetensors.torch import load_file
+
+# `pipe` is the base model, loaded by diffusers
+pipe.unet.load_state_dict(load_file("delta.safetensors"), strict=False)
+```
+
+With erasekit, `Erasure.load(folder, pipe.unet)` refuses any other base model.
+
+## Limits
+
+The concept is hidden from plain prompts. Whoever has the base model still has it, its key brings it back by design, and an
+attacker who trains a prompt of their own may get it back too. Concepts near to it may have suffered: look before you release.
+"""
+
+
+def export(world, erasure: Erasure, folder: Path) -> None:
+    """Write the whole public pipeline, in diffusers' format and safetensors, for people without erasekit.
+
+    Raises ValueError for a method whose public model is more than weights.
+    """
+    if not erasure.delta or erasure.adapters or "guidance" in erasure.info:
+        raise ValueError(
+            f"{erasure.info['method']!r} does not end in weights alone, so no plain pipeline can hold it: share its delta"
+        )
+    with erasure.applied(world.pipe.unet):
+        world.pipe.save_pretrained(folder, safe_serialization=True)
+
+
+def card(
+    erasure: Erasure, repository: str, base_model: str, revision: str | None = None, metrics: str = ""
+) -> ModelCard:
+    """A model card for the public part. `metrics`: Markdown with what was measured, such as a table of README."""
+    from .paths import REPOSITORY
+
+    info, made = erasure.info, erasure.info["provenance"]
+    data = ModelCardData(base_model=base_model, library_name="diffusers", tags=["concept-erasure", "erasekit"])
+    return ModelCard(
+        CARD.format(
+            data=data.to_yaml(),
+            title=repository.split("/")[-1],
+            home=f"https://github.com/{REPOSITORY}",
+            concepts=", ".join(info["concepts"]),
+            base_model=base_model,
+            revision=f" at {revision}" if revision else "",
+            base=info["base"][:12],
+            method=info["method"],
+            config=", ".join(f"{k} {v}" for k, v in info["config"].items() if not isinstance(v, list)),
+            versions=", ".join(f"{name} {version}" for name, version in made["versions"].items()),
+            device=made["device"],
+            seconds=made["seconds"],
+            metrics=metrics or "Nothing was measured.",
+        )
+    )
+
+
+def push(erasure: Erasure, repository: str, base_model: str, keys: bool = False, **about) -> None:
+    """Upload the public delta and its card to the hub; with `keys`, the private keys, to a private repository only.
+
+    `about`: `card`'s revision and metrics.
+    """
+    api = HfApi()
+    api.create_repo(repository, private=keys, exist_ok=True)
+    if keys and not api.model_info(repository).private:
+        raise ValueError(f"{repository} is public: keys are secret, push them to a private repository")
+    with tempfile.TemporaryDirectory() as folder:
+        shared = erasure if keys else Erasure(erasure.delta, {}, erasure.info, erasure.adapters)
+        shared.save(Path(folder))
+        card(erasure, repository, base_model, **about).save(Path(folder) / "README.md")
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"erasekit: {erasure.info['method']}")
+
+
+def pull(repository: str, unet=None, revision: str | None = None) -> Erasure:
+    """An erasure from the hub, with its keys where they lie there; with `unet`, refused unless it is its base model."""
+    wanted = ["delta.safetensors", "keys/*.safetensors"]
+    return Erasure.load(Path(snapshot_download(repository, revision=revision, allow_patterns=wanted)), unet)
