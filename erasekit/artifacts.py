@@ -1,6 +1,7 @@
 """What an erasure leaves behind: a public delta everybody gets, and private keys for those who may bring concepts back."""
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,6 +101,13 @@ class Erasure:
         delta = {name: theta[name] + scale * (tensor - theta[name]) for name, tensor in self.delta.items()}
         adapters = {n: t * scale if n.endswith(LAST) else t for n, t in self.adapters.items()}
         return Erasure(delta, dict(self.keys), self.info | {"scale": scale * self.info.get("scale", 1.0)}, adapters)
+
+    def digest(self) -> str:
+        """Hash of what its public model is: weights, adapters, and how it is guided."""
+        digest = hashlib.sha256(json.dumps(self.info.get("guidance", {}), sort_keys=True).encode())
+        for name, tensor in sorted((self.delta | self.adapters).items()):
+            digest.update(name.encode() + tensor.detach().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def guide(self, scale: float) -> Guidance:
         """How images of the public model are guided; call it while the erasure is applied.

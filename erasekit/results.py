@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from .paths import DATA, MODELS, RECORDS, ROOT
+from .processes import shares
 
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy")
 # Code that decides how results are kept or found, not what they are.
@@ -215,5 +216,6 @@ def compute_or_load(
     data, images = compute()
     config = json.loads(json.dumps(config))
     record = Record(path, config, data, images, provenance(world.pipe.device, time.time() - began), made_with)
-    record.save()
+    if shares()[0] == 0:
+        record.save()
     return record

@@ -1,14 +1,20 @@
 """Prompts and seeds in, images out: one deterministic DDIM loop for every method."""
 
+import hashlib
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler
+from PIL import Image
 from tqdm.auto import tqdm
 
 from .attention import Prompt, augment, check_width
 from .guidance import Guidance
+from .processes import shares
 from .text import predict as predict_noise
 
 KEY_HALVES = ("conditional", "both")
@@ -36,7 +42,11 @@ def ddim(pipe, guide: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
 @torch.no_grad()
 def decode(pipe, latents: torch.Tensor) -> torch.Tensor:
     """Latents (B, C, h, w) to images (B, 3, H, W), uint8."""
-    images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    vae = pipe.vae
+    # A VAE in another precision than the latents is kept apart because half precision is too little for it (SDXL's).
+    apart = torch.autocast(latents.device.type, enabled=False) if vae.dtype != latents.dtype else nullcontext()
+    with apart:
+        images = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
@@ -53,21 +63,23 @@ def sample(
     batch_size: int = 50,
     autocast: Callable = nullcontext,
     progress: str | None = None,
+    folder: Path | None = None,
 ) -> torch.Tensor:
     """Images (N, 3, H, W), uint8, one for each (prompt, seed) pair.
 
     `erasure` draws with its public model, whatever the method: trained weights, adapters, or guidance alone. `key` is a
     learnable prompt, given to the conditional half of guidance or to both ("conditional", "both"): guidance subtracts the
     unconditional half, so a key on both cancels much of itself. `autocast` makes the context the networks run in.
-    `progress` names the bar, None hides it. Raises ValueError for an unknown half, lists of different lengths, or a key of
-    another width.
+    `progress` names the bar, None hides it. `folder`, one for each model, key and number of steps, keeps the images: a batch
+    that lies there is read, so a run that was stopped goes on. Under `accelerate launch` the processes share the batches, and
+    each gets all images. Raises ValueError for an unknown half, lists of different lengths, or a key of another width.
     """
     if key_half not in KEY_HALVES:
         raise ValueError(f"unknown key_half {key_half!r}: accepted are {', '.join(KEY_HALVES)}")
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each prompt")
     check_width(pipe.unet, key)
-    images = []
+    (rank, processes), images = shares(), {}
     bar = tqdm(total=len(seeds), desc=progress, disable=progress is None, mininterval=1, unit="image")
     public = erasure.applied(pipe.unet) if erasure else nullcontext()
     with bar, public, augment(pipe.unet, key.place if key else "all") as slot:
@@ -80,12 +92,40 @@ def sample(
             with slot.holding(held), autocast():
                 return predict_noise(pipe.unet, latents, t, text).to(latents.dtype)
 
-        for start in range(0, len(seeds), batch_size):
+        # Batches are the same however many share them, so the images are too.
+        for start in range(0, len(seeds), batch_size)[rank::processes]:
             part = slice(start, start + batch_size)
-            guide.begin(pipe, prompts[part])
-            noise = initial_noise(pipe, seeds[part])
-            latents = ddim(pipe, lambda z, t, i: guide(predict, z, t, i), noise, steps)
-            with autocast():
-                images.append(decode(pipe, latents))
-            bar.update(len(latents))
-    return torch.cat(images)
+            files = [folder / f"{name}.png" for name in map(file_name, prompts[part], seeds[part])] if folder else []
+            if files and all(file.exists() for file in files):
+                images[start] = torch.stack([read_image(file) for file in files])
+            else:
+                guide.begin(pipe, prompts[part])
+                noise = initial_noise(pipe, seeds[part])
+                latents = ddim(pipe, lambda z, t, i: guide(predict, z, t, i), noise, steps)
+                with autocast():
+                    images[start] = decode(pipe, latents)
+                for file, image in zip(files, images[start]):
+                    write_image(file, image)
+            bar.update(len(images[start]))
+    if processes > 1:
+        from accelerate.utils import gather_object
+
+        images = dict(gather_object(list(images.items())))
+    return torch.cat([images[start] for start in sorted(images)])
+
+
+def file_name(prompt: str, seed: int) -> str:
+    return f"{hashlib.sha256(prompt.encode()).hexdigest()[:12]}-{seed}"
+
+
+def read_image(path: Path) -> torch.Tensor:
+    """(3, H, W), uint8."""
+    return torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)
+
+
+def write_image(path: Path, image: torch.Tensor) -> None:
+    """Written whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(part, format="png")
+    part.replace(path)

@@ -87,6 +87,8 @@ class StableDiffusion(World):
 
     category = "nudity"
     lr_scale = 0.05
+    batch = 8
+    keeps_images = True
     training = PAPER
     i2p: Path | None = None
     captions: Path | None = None
@@ -189,6 +191,8 @@ def load(name: str, device: str, precision: str, revision: str | None = None, **
     pipe.set_progress_bar_config(disable=True)
     pipe.unet.enable_gradient_checkpointing()
     pipe = pipe.to(device)
+    if hasattr(pipe, "text_encoder_2"):
+        pipe.vae.to(torch.float32)  # in half precision SDXL's overflows
     from torchvision.models import ResNet50_Weights
 
     groups = {"all": tuple(ResNet50_Weights.IMAGENET1K_V2.meta["categories"])}

@@ -12,6 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from .artifacts import fingerprint
+from .processes import shares
 from .text import encode
 
 WORLDS = ("emojinette", "sd14", "sd15", "sd21", "sdxl")
@@ -44,6 +45,9 @@ class World:
 
     # A world's own training: times the bundled world's learning rates, and settings in place of a method's defaults.
     lr_scale = 1.0
+    # Images of a batch, and whether studies keep them in the build folder, so that a long drawing goes on where it stopped.
+    batch = 100
+    keeps_images = False
     training: ClassVar[dict] = {}
 
     def settings(self, study: str, scale: str) -> dict:
@@ -163,7 +167,7 @@ def load(world: str = "emojinette", device: str | None = None, precision: str = 
         )
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}: accepted are {', '.join(PRECISIONS)}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or own_device()
     if precision == "fp16" and not device.startswith("cuda"):
         raise ValueError("precision 'fp16' is for a GPU: accepted on a CPU are auto, fp32, bf16")
     if precision == "auto":
@@ -172,6 +176,14 @@ def load(world: str = "emojinette", device: str | None = None, precision: str = 
     # By name, not by import: a record depends on the code of its own world alone.
     module = "emojinette.world" if world == "emojinette" else "stable_diffusion"
     return importlib.import_module(f".{module}", __package__).load(world, device, precision, **own)
+
+
+def own_device() -> str:
+    """A GPU if there is one; each of several processes has its own."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    rank, processes = shares()
+    return f"cuda:{rank % torch.cuda.device_count()}" if processes > 1 else "cuda"
 
 
 def fast_bf16(device: str) -> bool:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from ..metrics import clip_alignment, features, fid, in_top, judged, kid, percent
 from ..paths import BUILD
+from ..processes import shares
 from ..results import code_hash
 from ..sampling import sample
 from .common import digest, strip
@@ -25,6 +26,8 @@ def cell(name: str, world, compute, module: str, *parts) -> tuple[dict, Image.Im
         found = json.loads(path.read_text())
         return found, Image.open(picture).copy() if picture.exists() else None
     numbers, image = compute()
+    if shares()[0]:
+        return numbers, image  # the first of several processes keeps it
     path.parent.mkdir(parents=True, exist_ok=True)
     if image is not None:
         image.save(picture)
@@ -37,9 +40,12 @@ def cell(name: str, world, compute, module: str, *parts) -> tuple[dict, Image.Im
 def drawn(world, erasure, asked: list[tuple[str, str, int]], steps: int) -> torch.Tensor:
     """Images (N, 3, H, W) of (prompt, label, seed) triples by the public model, in the precision training runs in."""
     prompts, _, seeds = zip(*asked)
-    return sample(
-        world.pipe, list(prompts), list(seeds), erasure=erasure, steps=steps, batch_size=100, autocast=world.autocast
-    )
+    folder = None
+    if world.keeps_images:
+        parts = world.fingerprint, erasure.digest() if erasure else "", steps, world.precision
+        folder = BUILD / "images" / digest(*parts)
+    how = {"batch_size": world.batch, "autocast": world.autocast, "folder": folder}
+    return sample(world.pipe, list(prompts), list(seeds), erasure=erasure, steps=steps, **how)
 
 
 def hits(world, images: torch.Tensor, labels: list[str], k: int = 1) -> torch.Tensor:
