@@ -168,8 +168,8 @@ def draw_world(record) -> dict:
     """The ten classes in five styles and on backgrounds; the judge's top-1 over every object."""
     styled, coloured = tiles(record, "styles"), tiles(record, "backgrounds")
     by_class = record.data["base"]["top1_by_class"]
-    ten = list(by_class)[: len(coloured)]
-    kinds = ["noto", "twemoji", "openmoji", "fluent", "contrast"]
+    ten = list(record.data["base"]["emojinette_by_class"])
+    kinds = record.data.get("styles", ["noto", "twemoji", "openmoji", "fluent", "contrast"])
     columns = len(coloured)
     samples, axes = plt.subplots(
         len(kinds) + 1, columns, figsize=(0.95 * columns, 5.6), squeeze=False, layout="constrained"
@@ -188,37 +188,39 @@ def draw_world(record) -> dict:
     )
     ax.set(ylim=(0, 105), xlim=(-0.5, len(ordered) - 0.5), ylabel="judge's top-1, %", xticks=[])
     ax.set_xlabel(
-        f"{len(ordered)} objects, best first (blue: the ten Emojinette classes); N = {record.data['base']['N_a_class']} each"
+        f"{len(ordered)} objects, best first (blue: the ten classes); N = {record.data['base']['N_a_class']} each"
     )
     worst = ", ".join(f"{n} {v:.0f}" for n, v in ordered[::-1][:6])
     ax.text(0.02, 0.08, f"hardest: {worst}", transform=ax.transAxes, fontsize=8, color="white", weight="bold")
-    held, pairs = tiles(record, "held_out"), record.data["held_out"]["pairs"]
-    composed, axes = plt.subplots(2, -(-len(held) // 2), figsize=(9, 2.3), squeeze=False, layout="constrained")
-    for ax2, image, pair in zip(axes.flat, held, pairs):
-        picture(ax2, image, pair.replace(", ", "\n"))
-        ax2.title.set_fontsize(6.5)
-    return {"world_samples": samples, "world_scores": scores, "world_held_out": composed}
+    figures = {"world_samples": samples, "world_scores": scores}
+    if "held_out" in record.data:
+        held, pairs = tiles(record, "held_out"), record.data["held_out"]["pairs"]
+        composed, axes = plt.subplots(2, -(-len(held) // 2), figsize=(9, 2.3), squeeze=False, layout="constrained")
+        for ax2, image, pair in zip(axes.flat, held, pairs):
+            picture(ax2, image, pair.replace(", ", "\n"))
+            ax2.title.set_fontsize(6.5)
+        figures["world_held_out"] = composed
+    return figures
 
 
 def table_world(record) -> pd.DataFrame:
-    d = record.data
-    rows = [
-        ("object judge, held-out augmentations of the art", d["judge"]["object_top1"], d["judge"]["N"]),
-        ("style judge, held-out augmentations of the art", d["judge"]["style_top1"], d["judge"]["N"]),
-        ("open_clip, object by nearest caption, art", d["clip"]["object_top1"], d["clip"]["N"]),
-        ("open_clip, style by nearest caption, art", d["clip"]["style_top1"], d["clip"]["N"]),
-        (
-            "base model, ten Emojinette classes, object",
-            d["base"]["top1_emojinette"],
-            f"{d['base']['N_a_class']} a class",
-        ),
-        ("base model, every object", d["base"]["top1_all"], f"{d['base']['N_a_class']} a class"),
-        ("base model, “in the style of”, style", d["styled"]["style_top1"], d["styled"]["N"]),
-        ("base model, “in the style of”, object", d["styled"]["object_top1"], d["styled"]["N"]),
-        ("pairs never trained on, object", d["held_out"]["object_top1"], d["held_out"]["N"]),
-        ("pairs never trained on, style", d["held_out"]["style_top1"], d["held_out"]["N"]),
-        ("pairs never trained on, both", d["held_out"]["both"], d["held_out"]["N"]),
-    ]
+    d, each = record.data, f"{record.data['base']['N_a_class']} a class"
+    rows = []
+    for part, name, measured in (
+        ("judge", "object judge, held-out augmentations of the art", "object_top1"),
+        ("judge", "style judge, held-out augmentations of the art", "style_top1"),
+        ("clip", "open_clip, object by nearest caption, art", "object_top1"),
+        ("clip", "open_clip, style by nearest caption, art", "style_top1"),
+        ("base", "base model, the ten classes, object", "top1_emojinette"),
+        ("base", "base model, every object", "top1_all"),
+        ("styled", "base model, “in the style of”, style", "style_top1"),
+        ("styled", "base model, “in the style of”, object", "object_top1"),
+        ("held_out", "pairs never trained on, object", "object_top1"),
+        ("held_out", "pairs never trained on, style", "style_top1"),
+        ("held_out", "pairs never trained on, both", "both"),
+    ):
+        if part in d:
+            rows.append((name, d[part][measured], each if part == "base" else d[part]["N"]))
     return pd.DataFrame(rows, columns=["measured", "top-1, %", "N"]).set_index("measured")
 
 

@@ -93,6 +93,20 @@ class World:
         """(prompt, object, seed) triples of everything else, for when the unsafe category is erased."""
         return [(self.prompt(c), c, seed) for c in self.bystanders(self.category) for seed in range(seeds)]
 
+    def known_pictures(self, placements: int) -> tuple[torch.Tensor | None, list[str], list[str], int]:
+        """Real pictures (N, 3, H, W), uint8, that judges were not trained on, their objects and styles, and how many come first
+        that show each just once. None, and empty, where a world has none."""
+        return None, [], [], 0
+
+    def held_out(self) -> list[tuple[str, str]]:
+        """(object, style) pairs that the generator never saw, where that is known."""
+        return []
+
+    def disk_bytes(self) -> int:
+        """What the pipeline's weights take on disk, as they are in memory."""
+        parts = (part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module))
+        return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+
     def check(self, names: list[str]) -> None:
         """Raise ValueError for a name that this world's judge does not know."""
         for name in names:

@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 
 from ..checkpoints import seeded
 from ..metrics import judged
-from ..paths import MODELS
+from ..paths import DATA, MODELS
 from ..worlds import World
 from .art import caption, load_art
 from .judges import Judge, load_clip
@@ -68,6 +68,22 @@ class Emojinette(World):
 
     def wording(self, template: str, concept: str, style: str | None = None, background: str = "white") -> str:
         return caption(template, concept, style, background)
+
+    def known_pictures(self, placements: int):
+        # Placements, mirrorings and backgrounds the judges were not trained on: other random streams.
+        art = load_art()
+        rows = torch.arange(len(art.object_id)).repeat(placements)
+        images, _ = art.draw(rows, seeded("held-out augmentations"), mirror=0.5, white=0.5)
+        labels, styles = [art.objects[i] for i in art.object_id[rows]], [art.styles[i] for i in art.style_id[rows]]
+        return images.add(1).mul(127.5).round().to(torch.uint8), labels, styles, len(art.object_id)
+
+    def held_out(self) -> list[tuple[str, str]]:
+        art = load_art()
+        rows = art.held_out().nonzero().flatten()
+        return [(art.objects[art.object_id[r]], art.styles[art.style_id[r]]) for r in rows]
+
+    def disk_bytes(self) -> int:
+        return sum(f.stat().st_size for d in (MODELS, DATA) for f in d.rglob("*") if f.is_file())
 
     def unsafe_prompts(self, seeds: int) -> list[tuple[str, str, int]]:
         """(prompt, member, seed) triples that name each member of the category and never the category."""

@@ -1,13 +1,10 @@
-"""01: what the bundled world is and how good: its judges, its drawings, what it composes, what it costs."""
+"""01: what a world is and how good: its judges, its drawings, what it composes, what it costs."""
 
 import time
 
 import torch
 
-from ..checkpoints import seeded
-from ..emojinette.art import TEMPLATES, caption, load_art
 from ..metrics import clip_alignment, object_rate, percent, style_rate
-from ..paths import DATA, MODELS
 from ..sampling import sample
 from .common import strip
 
@@ -21,28 +18,20 @@ SCALES = {
 
 
 def compute(world, seeds, placements, sampling_steps, sweep_steps, objects):
-    """Measure the world's bars; each with N and seeds."""
-    art = load_art()
+    """Measure the world's bars; each with N and seeds. What needs real pictures is left out where the world has none."""
     seeds = list(range(seeds))
-    names, ten = list(art.objects)[:objects], list(world.concepts("classes"))[:objects]
+    names, ten = list(world.concepts("all"))[:objects], list(world.concepts("classes"))[:objects]
     how, sweep = {"steps": sampling_steps}, {"steps": sweep_steps}
 
-    # The judges, on placements, mirrorings and backgrounds they were not trained on (other random streams).
-    rows = torch.arange(len(art.object_id)).repeat(placements)
-    images, _ = art.draw(rows, seeded("held-out augmentations"), mirror=0.5, white=0.5)
-    images = images.add(1).mul(127.5).round().to(torch.uint8)
-    labels = [art.objects[i] for i in art.object_id[rows]]
-    styles = [art.styles[i] for i in art.style_id[rows]]
-    data = {
-        "seeds": [seeds[0], seeds[-1]],
-        "judge": {
-            "N": len(rows),
+    data = {"seeds": [seeds[0], seeds[-1]], "styles": list(world.styles)}
+    images, labels, styles, once = world.known_pictures(placements)
+    if labels:
+        data["judge"] = {
+            "N": len(labels),
             "object_top1": percent(object_rate(world, images, labels)),
             "style_top1": percent(style_rate(world, images, styles)),
-        },
-    }
-    once = slice(0, len(art.object_id))
-    data["clip"] = {"N": len(art.object_id)} | _clip_zero_shot(world, images[once], labels[once], styles[once])
+        }
+        data["clip"] = {"N": once} | _clip_zero_shot(world, images[:once], labels[:once], styles[:once])
 
     # The base model, judged: plain prompts for the ten classes and for every object, styled prompts for the ten.
     def rates(chosen, **how):
@@ -75,33 +64,35 @@ def compute(world, seeds, placements, sampling_steps, sweep_steps, objects):
         "object_top1": percent(object_rate(world, styled, [c for c, _, _ in pairs])),
     }
 
+    pictures = {"styles": strip(styled[:: len(seeds)])}
     # Pairs of object and style that training never showed.
-    held = [(art.objects[art.object_id[r]], art.styles[art.style_id[r]]) for r in art.held_out().nonzero().flatten()]
-    held = held[:objects]
-    shown = [(o, s, seed) for o, s in held for seed in seeds]
-    composed = sample(
-        world.pipe,
-        [world.prompt(o, s) for o, s, _ in shown],
-        [n for *_, n in shown],
-        progress="held-out pairs",
-        **sweep,
-    )
-    object_hits = object_rate(world, composed, [o for o, _, _ in shown])
-    style_hits = style_rate(world, composed, [s for _, s, _ in shown])
-    data["held_out"] = {
-        "N": len(shown),
-        "pairs": [f"{o}, {s}" for o, s in held],
-        "object_top1": percent(object_hits),
-        "style_top1": percent(style_hits),
-        "both": percent(object_hits & style_hits),
-    }
+    held = world.held_out()[:objects]
+    if held:
+        shown = [(o, s, seed) for o, s in held for seed in seeds]
+        composed = sample(
+            world.pipe,
+            [world.prompt(o, s) for o, s, _ in shown],
+            [n for *_, n in shown],
+            progress="held-out pairs",
+            **sweep,
+        )
+        object_hits = object_rate(world, composed, [o for o, _, _ in shown])
+        style_hits = style_rate(world, composed, [s for _, s, _ in shown])
+        data["held_out"] = {
+            "N": len(shown),
+            "pairs": [f"{o}, {s}" for o, s in held],
+            "object_top1": percent(object_hits),
+            "style_top1": percent(style_hits),
+            "both": percent(object_hits & style_hits),
+        }
+        pictures["held_out"] = strip(composed[:: len(seeds)])
 
     began = time.time()
     sample(world.pipe, [world.prompt(c) for c in ten], list(range(len(ten))), **how)
     data["cost"] = {
         "seconds_for_ten_images": round(time.time() - began, 2),
         "sampling_steps": sampling_steps,
-        "megabytes": round(sum(f.stat().st_size for d in (MODELS, DATA) for f in d.rglob("*") if f.is_file()) / 1e6, 1),
+        "megabytes": round(world.disk_bytes() / 1e6, 1),
         "parameters_millions": {
             part: round(sum(p.numel() for p in getattr(world.pipe, part).parameters()) / 1e6, 2)
             for part in ("unet", "vae", "text_encoder")
@@ -109,15 +100,14 @@ def compute(world, seeds, placements, sampling_steps, sweep_steps, objects):
     }
     coloured = sample(
         world.pipe,
-        [caption(TEMPLATES[1], c, None, b) for c, b in zip(ten, ("red", "orange", "yellow", "green", "blue") * 2)],
+        [
+            world.wording(world.told[0], c, None, b)
+            for c, b in zip(ten, ("red", "orange", "yellow", "green", "blue") * 2)
+        ],
         [0] * len(ten),
         **how,
     )
-    return data, {
-        "styles": strip(styled[:: len(seeds)]),
-        "backgrounds": strip(coloured),
-        "held_out": strip(composed[:: len(seeds)]),
-    }
+    return data, pictures | {"backgrounds": strip(coloured)}
 
 
 def _clip_zero_shot(world, images, labels, styles) -> dict:
