@@ -174,7 +174,7 @@ class PromptAttnProcessor:
             p_k, p_v = prompt.tokens(self.layer, text_k)
         if mechanism == "added":
             text_k, text_v = text_k + p_k, text_v + p_v
-        elif mechanism == "shared" or mechanism == "layers":
+        elif mechanism in ("shared", "layers"):
             text_k, text_v = (torch.cat([text_k, p], dim=1) for p in (p_k, p_v))
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)

@@ -4,12 +4,12 @@ import copy
 import difflib
 import importlib
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from .artifacts import fingerprint
 from .processes import shares
@@ -30,7 +30,7 @@ class World:
     """
 
     name: str
-    pipe: StableDiffusionPipeline
+    pipe: DiffusionPipeline
     groups: dict[str, tuple[str, ...]]
     styles: tuple[str, ...]
     precision: str
@@ -38,10 +38,10 @@ class World:
     told: tuple[str, ...] = ("a picture of a {}", "a {}", "{}")
     forms: dict[str, tuple[str, str | None, str]] = field(default_factory=dict, repr=False)
     neighbours: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
-    trajectories: dict = field(default_factory=dict, repr=False)  # what `trajectories.roll` has rolled
-    before: "World | None" = field(
-        default=None, repr=False
-    )  # the world that earlier erasures were made on, see `after`
+    # What `trajectories.roll` has rolled.
+    trajectories: dict = field(default_factory=dict, repr=False)
+    # The world that earlier erasures were made on, see `after`.
+    before: "World | None" = field(default=None, repr=False)
 
     # A world's own training: times the bundled world's learning rates, and settings in place of a method's defaults.
     lr_scale = 1.0
@@ -69,9 +69,11 @@ class World:
         parts = self.pipe.components | {"unet": copy.deepcopy(self.pipe.unet)}
         erasure.apply(parts["unet"])
         erasure._originals = None  # it stays applied to the copy, and can be applied elsewhere
-        pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
-        pipe.set_progress_bar_config(disable=True)
-        return replace(self, pipe=pipe, trajectories={}, before=self)
+        checked = {"requires_safety_checker": False} if "safety_checker" in parts else {}
+        next_ = copy.copy(self)  # with its judges, which no erasure touches
+        next_.pipe, next_.trajectories, next_.before = type(self.pipe)(**parts, **checked), {}, self
+        next_.pipe.set_progress_bar_config(disable=True)
+        return next_
 
     @property
     def fingerprint(self) -> str:

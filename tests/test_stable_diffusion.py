@@ -136,6 +136,18 @@ def test_augment_gives_the_checkpointing_back(sd):
     assert [m._gradient_checkpointing_func for m in modules] == before
 
 
+def test_erasures_follow_one_another(sd):
+    sd.i2p = "prompts.csv"
+    made = erase(sd, ["fish"], "esd-x", settings("esd-x", steps=1, batch=2, lr=1e-3), progress=False)
+    later = sd.after(made)
+    assert type(later) is type(sd) and type(later.pipe) is type(sd.pipe) and later.origin is sd
+    assert later.i2p == "prompts.csv" and not later.trajectories
+    assert torch.equal(
+        sample(later.pipe, PROMPTS, SEEDS, steps=2), sample(sd.pipe, PROMPTS, SEEDS, erasure=made, steps=2)
+    )
+    sd.i2p = None
+
+
 def test_errors_of_v_are_errors_of_noise_and_of_x0():
     """The weights turn the difference of two v predictions into that of the noises, and images, they stand for."""
     generator = torch.Generator().manual_seed(0)
