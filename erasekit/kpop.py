@@ -12,14 +12,14 @@ from .attention import PLACES, Prompt, augment
 from .checkpoints import seeded
 from .mechanisms import CHOICES, Network, Tensors
 from .text import encode, said
-from .training import Bench, Student, WeightTraining, accept, update
+from .training import Bench, Rolled, Student, accept, update
 from .trajectories import ROLL, roll
 
 TARGETS = ("neutral", "anchor")
 
 
 @dataclass(frozen=True)
-class KPOP(WeightTraining):
+class KPOP(Rolled):
     """Settings of the method; the paper's symbols where it has one. Defaults suit the bundled world."""
 
     steps: int = 150
@@ -82,7 +82,7 @@ def kpop(
         anchors = encode(world.pipe, [text for c in concepts for text in world.anchors(c)])
 
     with augment(bench.unet, config.place) as slot, Student(bench.unet, config.group).training() as student:
-        theta = student.parameters
+        bench.student, theta = student, student.parameters
         model_adam = torch.optim.Adam(theta.values(), lr=config.lr)
         prompt_adam = torch.optim.Adam(prompts.parameters.values(), lr=config.prompt_lr)
 
@@ -109,15 +109,17 @@ def kpop(
 
         def step(n: int) -> dict[str, float]:
             said = {}
+            # Where a trajectory was rolled for this step alone, both stages use it.
+            shared = bench.draw("removal", n) if config.recipe == "paper" else None
             # Stage 1, knowledge transfer: the prompts learn to draw the concept through theta'.
             for again in range(config.transfer_steps):
-                b = bench.draw("transfer", n, again, retained=False)
-                l_transfer = over_taught(b, b.weight * losses.transfer(prompted(b), b.eps))
+                b = shared or bench.draw("transfer", n, again, retained=False)
+                l_transfer = over_taught(b, b.weight[: b.n] * losses.transfer(prompted(b), b.eps[: b.n]))
                 update(prompt_adam, l_transfer, prompts.parameters.values())
                 said["transfer"] = l_transfer.item()
 
             # Stage 2, knowledge removal: without the prompts theta' draws something neutral, and what is retained stays.
-            b = bench.draw("removal", n)
+            b = shared or bench.draw("removal", n)
             y, weight = target(b), b.weight[: b.n]
             plain = bench.predict(b.z, b.t, b.text)
             held_to = losses.prompted_target(config.reading, b.eps[: b.n], y)

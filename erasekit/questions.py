@@ -108,7 +108,7 @@ def draw_clip_study(record) -> dict:
     forms = list(record.data["ranks"])
     figure, axes = plt.subplots(1, 3, figsize=(9.4, 3.2), layout="constrained")
     for form, c in zip(forms, (GREEN, PURPLE, GREY)):
-        for ax, score, rows in ((axes[0], form, frame), (axes[1], f"{form}, drop", frame[frame.method != "base"])):
+        for ax, score, rows in ((axes[0], form, frame), (axes[1], f"{form}, drop", frame[frame["had it"]])):
             ax.plot(*roc(rows[score], rows.there), color=c, lw=1.4, label=form)
         axes[2].scatter(frame[form], frame.judge, s=4, alpha=0.4, color=c)
     for ax, title in ((axes[0], "CLIP as it is"), (axes[1], "drop from the base's own image")):
@@ -135,13 +135,14 @@ def draw_clip_study(record) -> dict:
 
 
 def clip_images(record) -> pd.DataFrame:
-    """One row an image, with its drop from the base's image of the same prompt and seed."""
+    """One row an image, with its drop from the base's image of the same prompt and seed, and whether that had the style."""
     parts = []
     base = {run["erased"]: run for run in record.data["runs"] if run["method"] == "base"}
     for run in record.data["runs"]:
         part = pd.DataFrame(run).rename_axis("number").reset_index()
         for form in record.data["ranks"]:
             part[f"{form}, drop"] = part[form] - np.asarray(base[run["erased"]][form])
+        part["had it"] = np.asarray(base[run["erased"]]["there"]) & (run["method"] != "base")
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
 
@@ -153,12 +154,21 @@ def roc(scores, there) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.concatenate([[0.0], np.cumsum(kind) / max(1, kind.sum())]) for kind in (~hit, hit))
 
 
+LARGE = 10  # points of CLIP alignment that a reader may take for erased
+
+
 def table_clip_study(record) -> pd.DataFrame:
-    """Areas under the curves by form of the text, and by method."""
-    rows = {}
+    """Areas under the curves by form of the text and by method, rank correlations with the judge, and what a large drop means."""
+    frame, rows = clip_images(record), {}
+    models = frame[frame.method != "base"].groupby(["method", "erased"], sort=False)
     for form, found in record.data["ranks"].items():
-        rows[form] = {k: v for k, v in found.items() if k != "by method"} | found["by method"]
-    return pd.DataFrame(rows).T.round(3).astype(str).rename_axis("area under the ROC curve")
+        areas = {"all images": "all", "one style": "within a style", "drop": "drop from the base"}
+        row = {name: found[key] for name, key in areas.items()} | found["by method"]
+        means = models[[form, "there"]].mean().rank().corr().iat[0, 1]
+        row |= {"rho, images": found["spearman"], f"rho, {models.ngroups} models": means}
+        large = frame[frame["had it"] & (frame[f"{form}, drop"] <= -LARGE)]
+        rows[form] = row | {f"gone where it drops {LARGE}": 1 - large.there.mean()}
+    return pd.DataFrame(rows).T.round(2).astype(str).rename_axis("area under the ROC curve; rho: rank correlation")
 
 
 # ------------------------------------------------------------------------------------------------------------ recovery

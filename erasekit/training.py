@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from diffusers import DDIMScheduler
 from tqdm.auto import tqdm
 
 from . import losses
@@ -17,6 +18,7 @@ from .text import encode, predict
 from .trajectories import ROLL, roll
 
 SAVE_EVERY = 30  # seconds between checkpoints
+PAPER_STEPS = 50  # of the trajectories that the recipe "paper" rolls
 SCALE = 2.0**12  # of losses, so that half-precision gradients do not vanish; a power of two rounds nothing elsewhere
 
 GROUPS = {
@@ -63,6 +65,24 @@ class WeightTraining(Training):
     def __post_init__(self):
         super().__post_init__()
         accept("group", self.group, GROUPS)
+
+
+RECIPES = ("pool", "paper")
+
+
+@dataclass(frozen=True)
+class Rolled(WeightTraining):
+    """Settings of the methods that offer their publication's way to latents beside ours.
+
+    "pool": all latents of trajectories that the frozen model rolled once. "paper": for every step a new trajectory of the
+    model as it is now, of which one latent is used; what is retained is asked at that latent too.
+    """
+
+    recipe: str = "pool"
+
+    def __post_init__(self):
+        super().__post_init__()
+        accept("recipe", self.recipe, RECIPES)
 
 
 class Student:
@@ -157,8 +177,11 @@ class Bench:
         self.owner = torch.tensor([n for n, _ in subjects])  # subject -> concept
         self.erased, self.retained = len(subjects), len(retained)
         self.texts = [text for _, (text, _) in subjects] + [text for text, _ in retained]
-        # One pool for what is erased and, so that each text is kept on its own trajectories, for what is retained.
-        self.pool = roll(world, [s for _, s in subjects] + retained, config.seed, **ROLL)
+        self.pool, self.student = None, None
+        if getattr(config, "recipe", "pool") == "pool":
+            # One pool for what is erased and, so that each text is kept on its own trajectories, for what is retained.
+            self.pool = roll(world, [s for _, s in subjects] + retained, config.seed, **ROLL)
+        self.bases = [base for _, (_, base) in subjects]
         self.embeddings = encode(world.pipe, self.texts)
         self.alphas = world.pipe.scheduler.alphas_cumprod.to(self.device)
         self.began = time.time()
@@ -173,7 +196,7 @@ class Bench:
         index = torch.randint(self.erased, (n,), generator=generator)
         if retained and self.retained:
             index = torch.cat([index, self.erased + torch.randint(self.retained, (n,), generator=generator)])
-        z, t, eps, null = self.pool.draw(index, generator)
+        z, t, eps, null = self.pool.draw(index, generator) if self.pool else self.rolled(index, generator)
         z, t, eps, null = (
             z.to(self.device, self.unet.dtype),
             t.to(self.device),
@@ -182,6 +205,34 @@ class Bench:
         )
         weight = self.error_weight(t)
         return Batch(n, index, z, t, self.embeddings[index.to(self.device)], eps, null, weight)
+
+    @torch.no_grad()
+    def rolled(self, index: torch.Tensor, generator: torch.Generator):
+        """`LatentPool.draw` of the recipe "paper", for a `student` in training: 50 DDIM steps, guidance 3, stopped anywhere."""
+        n, sample = self.config.batch, self.world.pipe.unet.config
+        scheduler = DDIMScheduler.from_config(self.world.pipe.scheduler.config)
+        scheduler.set_timesteps(PAPER_STEPS)
+        stops = torch.randint(PAPER_STEPS, (n,), generator=generator)
+        shape = (n, sample.in_channels, sample.sample_size, sample.sample_size)
+        z = torch.randn(shape, generator=generator).to(self.device, self.unet.dtype)
+        own, empty = self.embeddings[index[:n].to(self.device)], encode(self.world.pipe, [""])
+        for step, time_ in enumerate(scheduler.timesteps.tolist()):
+            rows = (stops > step).nonzero().flatten().to(self.device)
+            if not len(rows):
+                break
+            t = torch.full((2 * len(rows),), time_, device=self.device)
+            both = torch.cat([own[rows], empty.expand(len(rows), -1, -1)])
+            eps, null = self.predict(z[rows].repeat(2, 1, 1, 1), t, both).chunk(2)
+            guided = (null + ROLL["guidance"] * (eps - null)).to(z)
+            z[rows] = scheduler.step(guided, time_, z[rows], eta=0.0).prev_sample
+        times = len(index) // n  # what is retained has the same latents
+        z, t = z.repeat(times, 1, 1, 1), scheduler.timesteps[stops].to(self.device).repeat(times)
+        bases = encode(self.world.pipe, [self.bases[i] for i in index[:n].tolist()])
+        with self.student.frozen():
+            said = self.predict(
+                torch.cat([z, z[:n]]), torch.cat([t, t[:n]]), torch.cat([self.embeddings[index.to(self.device)], bases])
+            )
+        return z, t, said[: len(index)], said[len(index) :]
 
     def error_weight(self, t: torch.Tensor) -> torch.Tensor:
         """The weight (B,) of the configured error space at time steps (B,)."""

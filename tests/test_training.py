@@ -11,7 +11,10 @@ from diffusers import UNet2DConditionModel
 from erasekit import losses, training
 from erasekit.artifacts import fingerprint
 from erasekit.attention import augment
+from erasekit.baselines import erase, settings
+from erasekit.counting import counted
 from erasekit.kpop import KPOP, kpop
+from erasekit.sampling import sample
 from erasekit.text import encode
 from erasekit.training import GROUPS, Student
 from erasekit.trajectories import roll
@@ -309,3 +312,53 @@ def test_a_concept_named_twice_is_refused(toy, base, sentence):
     with pytest.raises(ValueError, match="named twice") as error:
         hide(toy, ["church", "church"])
     sentence(error)
+
+
+# ----------------------------------------------------------------------------------------------------------- recipe, counts
+
+
+@pytest.mark.parametrize("method", ["esd-x", "kpop"])
+def test_the_published_recipe_rolls_the_model_as_it_is_now(toy, method, monkeypatch):
+    """A trajectory for every step, one latent of it; the frozen model answers at that latent, for what is retained too."""
+    toy.trajectories.clear()
+    seen = []
+    draw = training.Bench.rolled
+
+    def rolled(bench, index, generator):
+        z, t, eps, null = draw(bench, index, generator)
+        with bench.student.frozen():
+            again = bench.predict(z, t, bench.embeddings[index])
+        seen.append((z, t, torch.allclose(again, eps, atol=1e-6), len(null)))
+        return z, t, eps, null
+
+    monkeypatch.setattr(training.Bench, "rolled", rolled)
+    config = settings(method, recipe="paper", steps=3, batch=2, retain=("dog",), lr=1e-2)
+    made = erase(toy, ["church"], method, config, progress=False)
+    assert made.delta and not toy.trajectories, "no pool"
+    for z, t, right, nulls in seen:
+        assert right and nulls == 2 and set(t.tolist()) <= set(range(1000))
+        assert len(z) == 2 or torch.equal(z[:2], z[2:])
+    other = erase(toy, ["church"], method, settings(method, recipe="paper", steps=3, batch=2, lr=1e-2), progress=False)
+    assert not all(torch.equal(made.delta[n], other.delta[n]) for n in made.delta)
+
+
+def test_an_unknown_recipe_is_refused(sentence):
+    with pytest.raises(ValueError, match="recipe 'fast'") as error:
+        settings("esd-x", recipe="fast")
+    assert "paper" in sentence(error)
+
+
+def test_evaluations_are_counted_as_samples(toy):
+    with counted(toy.pipe.unet) as count:
+        sample(toy.pipe, ["a church", "a dog", "a fish"], [0, 1, 2], steps=4, batch_size=2)
+    assert (count.evaluations, count.calls) == (3 * 4 * 2, 2 * 4 * 2)
+    sample(toy.pipe, ["a church"], [0], steps=1)
+    assert count.calls == 16
+    cost = training.ROLL
+    toy.trajectories.clear()
+    with counted(toy.pipe.unet) as pool:
+        erase(toy, ["church"], "esd-x", settings("esd-x", steps=5, batch=2), progress=False)
+    assert pool.evaluations == 2 * cost["seeds"] * cost["steps"] + 5 * 2
+    with counted(toy.pipe.unet) as paper:
+        erase(toy, ["church"], "esd-x", settings("esd-x", steps=5, batch=2, recipe="paper"), progress=False)
+    assert 5 * 2 * 3 <= paper.evaluations <= 5 * 2 * (3 + 2 * 49)

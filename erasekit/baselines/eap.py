@@ -82,7 +82,7 @@ class Choice:
         text = torch.einsum("bn,nld->bld", hard, self.R)
         z, t, eps, _ = bench.pool.draw(bench.erased + chosen.cpu(), generator)
         z, t, eps = z.to(b.z), t.to(bench.device), eps.to(bench.device)
-        return z, t, eps, losses.error_weight(self.config.error, bench.alphas[t]), text, chosen
+        return z, t, eps, bench.error_weight(t), text, chosen
 
     def favourites(self) -> dict[str, str]:
         """The candidate each concept's adversary came to prefer."""

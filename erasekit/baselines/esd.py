@@ -6,11 +6,11 @@ import torch
 
 from .. import losses
 from ..artifacts import Erasure
-from ..training import Bench, Student, WeightTraining, update
+from ..training import Bench, Rolled, Student, update
 
 
 @dataclass(frozen=True)
-class ESD(WeightTraining):
+class ESD(Rolled):
     """ESD-x trains group "x", ESD-u group "u". Published: 1,000 steps of batch 1, lr 1e-5."""
 
     eta: float = 1.0  # negative guidance
@@ -21,7 +21,7 @@ def esd(world, concepts: list[str], config: ESD | None = None, checkpoint=None, 
     config = config or ESD()
     bench = Bench(world, concepts, config, "esd")
     with Student(bench.unet, config.group).training() as student:
-        theta = student.parameters
+        bench.student, theta = student, student.parameters
         adam = torch.optim.Adam(theta.values(), lr=config.lr)
 
         def step(n: int) -> dict[str, float]:
