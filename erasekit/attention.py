@@ -187,7 +187,11 @@ class PromptAttnProcessor:
             key, value = (torch.cat([x, p[..., : x.shape[-1]].to(x)], dim=1) for x, p in ((key, p_k), (value, p_v)))
         query, key, value = heads(attn.to_q(hidden_states)), heads(key), heads(value)
         # Explicit softmax rather than SDPA: there are few keys, its backward is faster on a CPU, and it can be watched.
-        logits = query @ key.transpose(-1, -2) * attn.scale
+        if attn.upcast_attention:  # Stable Diffusion 2.1's overflow in half precision
+            with torch.autocast(query.device.type, enabled=False):
+                logits = query.float() @ key.float().transpose(-1, -2) * attn.scale
+        else:
+            logits = query @ key.transpose(-1, -2) * attn.scale
         if attention_mask is not None:
             # The prompt's tokens are never masked.
             mask = F.pad(attention_mask, (0, logits.shape[-1] - attention_mask.shape[-1]))

@@ -264,6 +264,11 @@ def draw_unsafe(record) -> dict:
     return {"unsafe_detections": figure, "unsafe_grid": grid}
 
 
+def measured(kept: dict) -> list[str]:
+    """What was measured of kept captions, in the tables' order: not every world has real pictures, or captions of objects."""
+    return [k for k in ("top-1", "CLIP", "FID", "KID x 1000") if k in kept]
+
+
 def table_unsafe(record) -> pd.DataFrame:
     """Share of images with a detection at four thresholds, and what the paper has in its COCO columns."""
     data = record.data
@@ -274,7 +279,7 @@ def table_unsafe(record) -> pd.DataFrame:
         groups.setdefault(run["method"], []).append(run)
     rows = {
         name: {f"rate at {t}, %": np.mean([run["rate"][n] for run in own]) for t, n in zip(shown, index)}
-        | {f"kept: {k}": np.mean([run["kept"][k] for run in own]) for k in ("top-1", "CLIP", "FID", "KID x 1000")}
+        | {f"kept: {k}": np.mean([run["kept"][k] for run in own]) for k in measured(data["base"]["kept"])}
         for name, own in groups.items()
     }
     return pd.DataFrame(rows).T.rename_axis(f"“{data['category']}” hidden")
@@ -348,7 +353,7 @@ def draw_styles(record) -> dict:
 def table_styles(record) -> pd.DataFrame:
     """Means over the models, one for each style: the erased style / the four others; and captions of what is kept."""
     frame, data = style_runs(record), record.data
-    captions = ("CLIP", "FID", "KID x 1000")
+    captions = [k for k in measured(data["base"]["kept"]) if k != "top-1"]
     rows = {"base": {name: f"{np.mean(list(v.values())):.1f}" for name, v in data["base"]["by_style"].items()}}
     rows["base"] |= {f"kept captions: {k}": data["base"]["kept"][k] for k in captions}
     for method, own in frame.groupby("method", sort=False):

@@ -47,7 +47,7 @@ def show(record) -> None:
     The default world's figures go to figures/, with a line in its manifest; trial runs (smoke) go to the build folder.
     """
     study, scale, world = record.path.stem, record.path.parent.name, record.path.parent.parent.name
-    folder = BUILD / "figures" if scale == "smoke" or world != "emojinette" else FIGURES
+    folder = BUILD / "figures" / world if scale == "smoke" or world != "emojinette" else FIGURES
     folder.mkdir(parents=True, exist_ok=True)
     draw, table = STUDIES[study]
     for name, figure in draw(record).items():

@@ -2,7 +2,7 @@
 
 import torch
 
-from .text import encode
+from .text import encode, said, tokens
 
 
 class Guidance:
@@ -77,8 +77,8 @@ class FacilitatedTransport(Guidance):
 
     def begin(self, pipe, prompts):
         super().begin(pipe, prompts)
-        about = encode(pipe, self.texts).flatten(1)
-        cosine = torch.cosine_similarity(self.c.flatten(1)[:, None], about[None], dim=2)
+        about, asked = tokens(pipe, self.texts).float().flatten(1), said(pipe.unet, self.c).float().flatten(1)
+        cosine = torch.cosine_similarity(asked[:, None], about[None], dim=2)
 
         def words(text):
             return set(pipe.tokenizer(text, truncation=True).input_ids[1:-1])

@@ -32,7 +32,10 @@ def start(unet, mechanism: str, place: str, tokens: torch.Tensor, m: int, said: 
         else:
             widest = max(layer.to_k.out_features for layer in layers)
             with torch.no_grad():
-                after = [(layer.to_k(first.k), layer.to_v(first.v)) for layer in layers]
+                kind = layers[0].to_k.weight.dtype
+                after = [
+                    (layer.to_k(first.k.to(kind)).float(), layer.to_v(first.v.to(kind)).float()) for layer in layers
+                ]
             sides = (torch.stack([pad(x, widest) for x in column]) for column in zip(*after))
     return Prompt(*(side.clone() for side in sides), place, mechanism)
 

@@ -39,10 +39,12 @@ def percent(hits: torch.Tensor) -> float:
 def clip_alignment(world, images: torch.Tensor, texts: list[str]) -> torch.Tensor:
     """100 x cosine (N,) between image and text embeddings of the world's open_clip model."""
     model, tokenizer = world.clip
+    size = 64 if world.keeps_images else len(images)  # small images are seen at once
     with torch.no_grad():
-        image = model.encode_image(images.float() / 127.5 - 1, normalize=True)
-        text = model.encode_text(tokenizer(texts), normalize=True)
-    return 100 * (image * text).sum(1)
+        chunks = (chunk.to(world.pipe.device).float() / 127.5 - 1 for chunk in images.split(size))
+        image = torch.cat([model.encode_image(chunk, normalize=True) for chunk in chunks])
+        text = model.encode_text(tokenizer(texts).to(world.pipe.device), normalize=True)
+    return 100 * (image * text).sum(1).cpu()
 
 
 def perceptual_distance(world, images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

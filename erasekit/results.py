@@ -195,8 +195,8 @@ def hashes(name: str, world) -> dict[str, str]:
 
 
 def world_hash(world) -> str:
-    """The bundled world is told by all its files, any other by its U-Net."""
-    return model_hash() if world.name == "emojinette" else world.fingerprint[:16]
+    """The bundled world is told by all its files, any other by its U-Net and the files it was given."""
+    return model_hash() if world.name == "emojinette" else world.version[:16]
 
 
 def compute_or_load(

@@ -31,7 +31,7 @@ def initial_noise(pipe, seeds: list[int]) -> torch.Tensor:
 @torch.no_grad()
 def ddim(pipe, guide: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor], latents: torch.Tensor, steps: int):
     """Denoise latents (B, C, h, w) with eta = 0; `guide(latents, t, step)` gives the noise to remove, t being (B,)."""
-    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     scheduler.set_timesteps(steps)
     for step, t in enumerate(scheduler.timesteps.tolist()):
         eps = guide(latents, torch.full((len(latents),), t, device=latents.device), step)

@@ -13,7 +13,7 @@ CARD = """---
 
 # {title}
 
-A public delta made with [erasekit]({home}): laid over the base model, it no longer draws **{concepts}** when asked for it.
+A public delta made with [erasekit]({home}): laid over the base model, it hides **{concepts}** from prompts that ask for it.
 
 | | |
 |---|---|
@@ -26,13 +26,10 @@ A public delta made with [erasekit]({home}): laid over the base model, it no lon
 ## Use
 
 ```python
-from safetensors.torch import load_file
-
-# `pipe` is the base model, loaded by diffusers
-pipe.unet.load_state_dict(load_file("delta.safetensors"), strict=False)
+{use}
 ```
 
-With erasekit, `Erasure.load(folder, pipe.unet)` refuses any other base model.
+`Erasure.load(folder, pipe.unet)` of erasekit refuses any other base model.
 
 ## Limits
 
@@ -41,12 +38,28 @@ attacker who trains a prompt of their own may get it back too. Concepts near to 
 """
 
 
+PLAIN = """from safetensors.torch import load_file
+
+# `pipe` is the base model, loaded by diffusers
+pipe.unet.load_state_dict(load_file("delta.safetensors"), strict=False)"""
+WITH_ERASEKIT = """# This method is more than weights: it needs erasekit to act, and whoever leaves it out has the base model.
+import erasekit as ek
+
+erasure = ek.Erasure.load("folder", pipe.unet)
+images = ek.sample(pipe, ["a prompt"], [0], erasure=erasure)"""
+
+
+def plain(erasure: Erasure) -> bool:
+    """Whether the public model is weights alone."""
+    return bool(erasure.delta) and not erasure.adapters and "guidance" not in erasure.info
+
+
 def export(world, erasure: Erasure, folder: Path) -> None:
     """Write the whole public pipeline, in diffusers' format and safetensors, for people without erasekit.
 
     Raises ValueError for a method whose public model is more than weights.
     """
-    if not erasure.delta or erasure.adapters or "guidance" in erasure.info:
+    if not plain(erasure):
         raise ValueError(
             f"{erasure.info['method']!r} does not end in weights alone, so no plain pipeline can hold it: share its delta"
         )
@@ -71,7 +84,8 @@ def card(
             base_model=base_model,
             revision=f" at {revision}" if revision else "",
             base=info["base"][:12],
-            method=info["method"],
+            method=info["method"] + (f", {info['scale']:g} of its step" if "scale" in info else ""),
+            use=PLAIN if plain(erasure) else WITH_ERASEKIT,
             config=", ".join(f"{k} {v}" for k, v in info["config"].items() if not isinstance(v, list)),
             versions=", ".join(f"{name} {version}" for name, version in made["versions"].items()),
             device=made["device"],

@@ -1,11 +1,14 @@
 """Stable Diffusion as a world: 1.4 (the paper's), 1.5, 2.1, XL, or a pipeline in a local folder, and judges for them."""
 
+import hashlib
+import json
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -17,6 +20,7 @@ from safetensors.torch import load_file
 
 from .baselines import METHODS
 from .checkpoints import seeded
+from .paths import DATA
 from .prompts import read_prompts
 from .sampling import sample
 from .worlds import World
@@ -72,8 +76,10 @@ RESNET = ("timm/resnet50.tv2_in1k", "model.safetensors")
 # The paper's ViT-B/32. OpenAI's weights need the quickgelu configuration.
 CLIPS = {"ViT-B/32": ("ViT-B-32-quickgelu", "openai"), "ViT-L/14": ("ViT-L-14-quickgelu", "openai")}
 I2P = "AIML-TUDA/i2p"
+# Where prompts and pictures are looked for that no option names.
+FILES = {"i2p": DATA / "i2p.csv", "captions": DATA / "captions.csv", "reference": DATA / "reference"}
 
-# Published: 1,000 steps of batch 1, Adam at 1e-5 (`lr_scale` below turns the bundled world's rates into these).
+# Published, where weights are trained: 1,000 steps of batch 1, Adam at 1e-5, a tenth of the bundled world's default.
 PAPER = {"steps": 1000, "batch": 1}
 SIZES = {"sampling_steps": 50}
 
@@ -86,7 +92,7 @@ class StableDiffusion(World):
     """
 
     category = "nudity"
-    lr_scale = 0.05
+    lr_scale = 0.1
     batch = 8
     keeps_images = True
     training = PAPER
@@ -107,6 +113,15 @@ class StableDiffusion(World):
     @cached_property
     def detector(self) -> "NudeNet":
         return NudeNet()
+
+    @property
+    def version(self) -> str:
+        digest = hashlib.sha256(self.fingerprint.encode())
+        for path in (self.i2p, self.captions):
+            digest.update(Path(path).read_bytes() if path else b"")
+        pictures = sorted(Path(self.reference).rglob("*")) if self.reference else []
+        digest.update(json.dumps([[str(p), p.stat().st_size] for p in pictures]).encode())
+        return digest.hexdigest()
 
     def settings(self, study: str, scale: str) -> dict:
         published = {name: {"settings": {}, "scale": 1.0} for name in METHODS}
@@ -131,8 +146,8 @@ class StableDiffusion(World):
         """(prompt, "nudity", seed) of I2P, with the seeds it names: one image each, whatever `seeds` is."""
         if not self.i2p:
             raise ValueError(
-                f"there are no unsafe prompts: save the hub's data set {I2P} as CSV and give its path, "
-                'ek.load("sd14", i2p="i2p.csv")'
+                f"there are no unsafe prompts: save the hub's data set {I2P} as {FILES['i2p'].name} in the data folder, or "
+                'give its path, ek.load("sd14", i2p="i2p.csv")'
             )
         return [(row.prompt, self.category, row.seed) for row in read_prompts(self.i2p)]
 
@@ -157,11 +172,11 @@ class StableDiffusion(World):
         from PIL import Image
 
         side = self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
-        paths = [p for name in sorted(names) for p in sorted((Path(self.reference) / name).glob("*"))]
+        # Captions name no classes: then all pictures there are.
+        folders = [Path(self.reference) / name for name in sorted(names) if name] or [Path(self.reference)]
+        paths = [p for folder in folders for p in sorted(folder.rglob("*")) if p.is_file()]
         if not paths:
-            raise ValueError(
-                f"{self.reference} has no folder of pictures for any of {', '.join(sorted(names)[:3])}, ..."
-            )
+            raise ValueError(f"{self.reference} has no pictures of any of {', '.join(sorted(names)[:3])}, ...")
         images = [
             np.asarray(Image.open(p).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)) for p in paths
         ]
@@ -174,20 +189,20 @@ def load(name: str, device: str, precision: str, revision: str | None = None, **
     On a GPU its weights are in half precision. `own`: `StableDiffusion`'s files. Raises FileNotFoundError in one sentence
     where the weights are neither here nor to be had, ValueError for an architecture that is not Stable Diffusion's.
     """
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
-    dtype = half if str(device).startswith("cuda") else torch.float32
+    for what in own:
+        if what not in FILES:
+            raise ValueError(f"unknown option {what!r}: accepted are {', '.join(FILES)}, revision")
+    # fp16 for both half precisions: it holds the published weights exactly, and the model keeps its fingerprint.
+    dtype = torch.float16 if str(device).startswith("cuda") and precision != "fp32" else torch.float32
     source = HUB.get(name, name)
     where = {"revision": revision} if revision else {}
-    try:
+    with fetched(name, source, revision):
         checked = "safety_checker" in DiffusionPipeline.load_config(source, **where)
         without = {"safety_checker": None, "requires_safety_checker": False} if checked else {}
         pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True, **without, **where)
-    except Exception as error:
-        raise FileNotFoundError(unavailable(name, source, revision, error)) from None
-    if not hasattr(pipe, "unet") or not hasattr(pipe.unet.config, "cross_attention_dim"):
-        raise ValueError(
-            f"{name!r} is a {type(pipe).__name__}: accepted are pipelines with a U-Net, Stable Diffusion 1, 2, XL"
-        )
+    if not isinstance(pipe, StableDiffusionPipeline | StableDiffusionXLPipeline):
+        accepted = "StableDiffusionPipeline, StableDiffusionXLPipeline"
+        raise ValueError(f"{name!r} holds a {type(pipe).__name__}: accepted are {accepted}")
     pipe.set_progress_bar_config(disable=True)
     pipe.unet.enable_gradient_checkpointing()
     pipe = pipe.to(device)
@@ -200,10 +215,8 @@ def load(name: str, device: str, precision: str, revision: str | None = None, **
     groups |= {"retained": RETAINED, "tuning": TUNING, "tuning kept": TUNING_KEPT}
     how = {"template": TOLD[0], "told": TOLD, "forms": FORMS, "neighbours": NEIGHBOURS}
     world = StableDiffusion(name if name in HUB else Path(name).name, pipe, groups, ARTISTS, precision, **how)
-    for what, path in own.items():
-        if what not in ("i2p", "captions", "reference"):
-            raise ValueError(f"unknown option {what!r}: accepted are i2p, captions, reference, revision")
-        setattr(world, what, path)
+    for what, usual in FILES.items():
+        setattr(world, what, own.get(what) or (usual if usual.exists() else None))
     return world
 
 
@@ -269,8 +282,18 @@ def resnet50() -> torch.nn.Module:
     from torchvision.models import resnet50
 
     network = resnet50()
-    network.load_state_dict(load_file(hf_hub_download(*RESNET)))
+    with fetched("ResNet-50", RESNET[0]):
+        network.load_state_dict(load_file(hf_hub_download(*RESNET)))
     return network
+
+
+@contextmanager
+def fetched(name: str, source: str, revision: str | None = None):
+    """Whatever keeps weights from being fetched inside the block is said in one sentence."""
+    try:
+        yield
+    except Exception as error:
+        raise FileNotFoundError(unavailable(name, source, revision, error)) from None
 
 
 class OpenClip(torch.nn.Module):
@@ -303,7 +326,8 @@ def load_clip(name: str, device):
 
     if name not in CLIPS:
         raise ValueError(f"unknown CLIP model {name!r}: accepted are {', '.join(CLIPS)}")
-    model, _, preprocess = open_clip.create_model_and_transforms(CLIPS[name][0], pretrained=CLIPS[name][1])
+    with fetched(name, "open_clip's weights"):
+        model, _, preprocess = open_clip.create_model_and_transforms(CLIPS[name][0], pretrained=CLIPS[name][1])
     return OpenClip(model, preprocess).to(device).eval(), open_clip.get_tokenizer(CLIPS[name][0])
 
 

@@ -8,8 +8,24 @@ TIMES = 6  # numbers that SDXL is told of an image: its height and width, where 
 def encode(pipe, texts: list[str]) -> torch.Tensor:
     """Text embeddings (B, tokens, d_ctx); equal texts are encoded once.
 
-    SDXL is told more: its pooled text and the image's sizes stand in one more row, which `predict` takes off again.
+    SDXL is told more: its pooled text and the image's sizes stand in one more row, which `predict` takes off again. Where its
+    pipeline draws the unconditional half from zeros, the empty text is zeros.
     """
+    embeddings = encoded(pipe, texts)
+    width = pooled_width(pipe.unet)
+    if width and pipe.config.force_zeros_for_empty_prompt:
+        empty = torch.tensor([text == "" for text in texts], device=embeddings.device)
+        embeddings[empty, :-1] = 0
+        embeddings[empty, -1, :width] = 0
+    return embeddings
+
+
+def tokens(pipe, texts: list[str]) -> torch.Tensor:
+    """`encode`'s rows (B, tokens, d_ctx) that are tokens, the empty text's as the encoder has them."""
+    return said(pipe.unet, encoded(pipe, texts))
+
+
+def encoded(pipe, texts: list[str]) -> torch.Tensor:
     unique = list(dict.fromkeys(texts))
     with torch.no_grad():
         if pooled_width(pipe.unet):
@@ -24,11 +40,6 @@ def encode(pipe, texts: list[str]) -> torch.Tensor:
         else:
             embeddings = pipe.encode_prompt(unique, pipe.device, 1, False)[0]
     return embeddings[[unique.index(text) for text in texts]]
-
-
-def tokens(pipe, texts: list[str]) -> torch.Tensor:
-    """`encode`'s rows (B, tokens, d_ctx) that are tokens."""
-    return said(pipe.unet, encode(pipe, texts))
 
 
 def said(unet, text: torch.Tensor) -> torch.Tensor:

@@ -210,7 +210,7 @@ class Bench:
     def rolled(self, index: torch.Tensor, generator: torch.Generator):
         """`LatentPool.draw` of the recipe "paper", for a `student` in training: 50 DDIM steps, guidance 3, stopped anywhere."""
         n, sample = self.config.batch, self.world.pipe.unet.config
-        scheduler = DDIMScheduler.from_config(self.world.pipe.scheduler.config)
+        scheduler = DDIMScheduler.from_config(self.world.pipe.scheduler.config, clip_sample=False)
         scheduler.set_timesteps(PAPER_STEPS)
         stops = torch.randint(PAPER_STEPS, (n,), generator=generator)
         shape = (n, sample.in_channels, sample.sample_size, sample.sample_size)
@@ -302,7 +302,7 @@ class Bench:
 def update(adam: torch.optim.Optimizer, loss: torch.Tensor, parameters, clip: float | None = None) -> None:
     """One step on these parameters alone; no gradient reaches any other, and one the loss does not use stays.
 
-    `clip` bounds the gradient's norm. Raises FloatingPointError, before anything moves, for a loss that is no number.
+    `clip` bounds the gradient's norm. Raises FloatingPointError, before anything moves, for a loss or gradient that is no number.
     """
     if not torch.isfinite(loss):
         raise FloatingPointError(
@@ -310,6 +310,8 @@ def update(adam: torch.optim.Optimizer, loss: torch.Tensor, parameters, clip: fl
         )
     parameters = list(parameters)
     gradients = torch.autograd.grad(loss * SCALE, parameters, allow_unused=True)
+    if not all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None):
+        raise FloatingPointError("a gradient is no number: take bf16 or fp32 in place of fp16, or errors on eps")
     for p, gradient in zip(parameters, gradients):
         p.grad = None if gradient is None else gradient / SCALE
     if clip:

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 
 from .artifacts import fingerprint
 from .processes import shares
-from .text import encode
+from .text import encode, tokens
 
 WORLDS = ("emojinette", "sd14", "sd15", "sd21", "sdxl")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -71,9 +71,14 @@ class World:
         erasure._originals = None  # it stays applied to the copy, and can be applied elsewhere
         checked = {"requires_safety_checker": False} if "safety_checker" in parts else {}
         next_ = copy.copy(self)  # with its judges, which no erasure touches
-        next_.pipe, next_.trajectories, next_.before = type(self.pipe)(**parts, **checked), {}, self
+        next_.pipe, next_.trajectories, next_.before = type(self.pipe)(**parts, **checked), {}, self.origin
         next_.pipe.set_progress_bar_config(disable=True)
         return next_
+
+    @property
+    def version(self) -> str:
+        """Hash of all that decides what this world draws and is asked: its U-Net, and files it was given."""
+        return self.fingerprint
 
     @property
     def fingerprint(self) -> str:
@@ -152,7 +157,7 @@ class World:
     def anchor(self, concept: str) -> str:
         """The retained object whose prompt is nearest to the concept's in the text encoder, by cosine."""
         candidates = [o for o in self.groups["retained"] if o != concept]
-        own, *others = encode(self.pipe, [self.prompt(concept), *map(self.prompt, candidates)]).flatten(1)
+        own, *others = tokens(self.pipe, [self.prompt(concept), *map(self.prompt, candidates)]).float().flatten(1)
         return candidates[int(torch.cosine_similarity(torch.stack(others), own[None]).argmax())]
 
     def anchors(self, concept: str) -> list[str]:

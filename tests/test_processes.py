@@ -1,5 +1,6 @@
 """Two processes under accelerate's launcher draw, judge and record what one does; a stopped drawing goes on."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -8,7 +9,10 @@ import pytest
 import torch
 
 from erasekit import paths, sampling
+from erasekit.baselines import settings
 from erasekit.sampling import sample
+from erasekit.studies import common
+from erasekit.studies.strength import trained
 
 SCRIPT = """
 import sys
@@ -87,3 +91,15 @@ def test_a_stopped_drawing_goes_on_and_draws_the_same(toy, tmp_path, monkeypatch
     assert torch.equal(sample(toy.pipe, prompts, seeds, folder=tmp_path, **how), expected)
     assert drawn == [1], "only what was missing"
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("method", ["esd-x", "uce"])
+def test_where_images_are_kept_so_are_erasures(toy, tmp_path, monkeypatch, method):
+    monkeypatch.setattr(common, "BUILD", tmp_path)
+    keeping = copy.copy(toy)
+    keeping.keeps_images = True
+    config = settings(method, **({"steps": 2, "batch": 2} if method == "esd-x" else {}))
+    once, _ = trained(keeping, ["church"], method, config)
+    monkeypatch.setattr(common, "inspect", None)  # training again would look at the method's signature
+    again, _ = trained(keeping, ["church"], method, config)
+    assert once.digest() == again.digest() != trained(toy, ["dog"], method, config)[0].digest()

@@ -321,13 +321,16 @@ def test_a_concept_named_twice_is_refused(toy, base, sentence):
 def test_the_published_recipe_rolls_the_model_as_it_is_now(toy, method, monkeypatch):
     """A trajectory for every step, one latent of it; the frozen model answers at that latent, for what is retained too."""
     toy.trajectories.clear()
-    seen = []
+    seen, moved = [], []
     draw = training.Bench.rolled
 
     def rolled(bench, index, generator):
+        before = torch.Generator().set_state(generator.get_state())
         z, t, eps, null = draw(bench, index, generator)
         with bench.student.frozen():
             again = bench.predict(z, t, bench.embeddings[index])
+            frozen, *_ = draw(bench, index, before)
+        moved.append((z - frozen).abs().max().item())
         seen.append((z, t, torch.allclose(again, eps, atol=1e-6), len(null)))
         return z, t, eps, null
 
@@ -335,6 +338,7 @@ def test_the_published_recipe_rolls_the_model_as_it_is_now(toy, method, monkeypa
     config = settings(method, recipe="paper", steps=3, batch=2, retain=("dog",), lr=1e-2)
     made = erase(toy, ["church"], method, config, progress=False)
     assert made.delta and not toy.trajectories, "no pool"
+    assert moved[0] == 0 < max(moved), "before the first step they are the same model"
     for z, t, right, nulls in seen:
         assert right and nulls == 2 and set(t.tolist()) <= set(range(1000))
         assert len(z) == 2 or torch.equal(z[:2], z[2:])

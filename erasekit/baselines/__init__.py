@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 from pathlib import Path
 
-from ..artifacts import Erasure
+from ..artifacts import Erasure, check_plain
 from ..kpop import KPOP, kpop
 from ..training import accept
 from .age import AGE, age
@@ -61,6 +61,7 @@ def erase(
     method, or an empty concept.
     """
     accept("method", method, METHODS)
+    check_plain(world.pipe.unet)
     function, cls, _ = METHODS[method]
     config = settings(method) if config is None else config
     if not isinstance(config, cls):

@@ -79,7 +79,7 @@ class Choice:
         soft = F.softmax((logits + gumbel.to(logits)) / self.config.temperature, dim=1)
         chosen = soft.argmax(1)
         hard = F.one_hot(chosen, len(self.R)).to(soft) + soft - soft.detach()  # straight through
-        text = torch.einsum("bn,nld->bld", hard, self.R)
+        text = torch.einsum("bn,nld->bld", hard, self.R.to(hard))
         z, t, eps, _ = bench.pool.draw(bench.erased + chosen.cpu(), generator)
         z, t, eps = z.to(b.z), t.to(bench.device), eps.to(bench.device)
         return z, t, eps, bench.error_weight(t), text, chosen

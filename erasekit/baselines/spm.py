@@ -9,6 +9,7 @@ from .. import losses
 from ..adapters import Adapter, low_rank_layers, new_low_rank
 from ..artifacts import Erasure
 from ..checkpoints import seeded
+from ..text import said
 from ..training import Bench, Training, gradients_off, update
 
 
@@ -44,18 +45,20 @@ def spm(world, concepts: list[str], config: SPM | None = None, checkpoint=None, 
         direction = torch.randn(c.shape, generator=generator).to(c)
         length = c.flatten(1).norm(dim=1) * (0.8 + 0.4 * torch.rand(b.n, generator=generator).to(c))
         anchor = direction * (length / direction.flatten(1).norm(dim=1))[:, None, None]
+        tokens = said(bench.unet, c).shape[1]
+        anchor[:, tokens:] = c[:, tokens:]  # SDXL's sizes are no words
         z, t = b.z[: b.n], b.t[: b.n]
         with adapter.disabled():
             eps_anchor = bench.predict(z, t, anchor)
         # The concept, its anchors, and what is retained, in one forward; what is retained sees every adapter open.
         adapter.multiplier = torch.cat([own, own, torch.ones(len(b.z) - b.n, len(concepts)).to(own)])
-        said = bench.predict(
+        says = bench.predict(
             torch.cat([z, z, b.z[b.n :]]), torch.cat([t, t, b.t[b.n :]]), torch.cat([c, anchor, b.text[b.n :]])
         )
         weight = b.weight[: b.n]
-        l_removal = (weight * losses.removal(said[: b.n], bench.target(b, config.eta))).mean()
-        l_anchor = (weight * losses.retain(said[b.n : 2 * b.n], eps_anchor)).mean()
-        l_retain = bench.retain(said[b.n :], b)
+        l_removal = (weight * losses.removal(says[: b.n], bench.target(b, config.eta))).mean()
+        l_anchor = (weight * losses.retain(says[b.n : 2 * b.n], eps_anchor)).mean()
+        l_retain = bench.retain(says[b.n :], b)
         loss = l_removal + config.anchor_weight * l_anchor + config.retain_weight * l_retain
         update(adam, loss, tensors.values())
         return {"removal": l_removal.item(), "anchor": l_anchor.item(), "retain": l_retain.item()}

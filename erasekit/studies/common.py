@@ -1,6 +1,7 @@
 """What several studies do: one cached erasure per setting, and images as strips."""
 
 import hashlib
+import inspect
 import json
 import time
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from PIL import Image
 from ..artifacts import Erasure
 from ..attention import Prompt
 from ..paths import BUILD
+from ..processes import first, shares
 from ..results import code_hash
 from ..sampling import sample
 
@@ -26,14 +28,17 @@ def erasure(world, concepts: list[str], config, train, fresh: bool = False) -> t
         BUILD / "erasures" / digest(train.__name__, world.fingerprint, concepts, asdict(config), world.precision, code)
     )
     checkpoint = folder / "training.safetensors"
-    if (folder / "delta.safetensors").exists() and not fresh:
-        found = Erasure.load(folder, world.pipe.unet)
-        return found, found.info["provenance"]["seconds"]
-    began = time.time()
-    made = train(world, concepts, config, checkpoint)
-    made.save(folder)
-    checkpoint.unlink(missing_ok=True)
-    return made, time.time() - began
+    # Of several processes the first trains, and the others read what it saved.
+    with first():
+        if (folder / "delta.safetensors").exists() and not (fresh and shares()[0] == 0):
+            found = Erasure.load(folder, world.pipe.unet)
+            return found, found.info["provenance"]["seconds"]
+        began = time.time()
+        resumes = {"checkpoint": checkpoint} if "checkpoint" in inspect.signature(train).parameters else {}
+        made = train(world, concepts, config, **resumes)
+        made.save(folder)
+        checkpoint.unlink(missing_ok=True)
+        return made, time.time() - began
 
 
 def digest(*parts) -> str:
@@ -45,6 +50,7 @@ def draw(world, concepts: list[str], seeds: list[int], key: Prompt | None = None
     """Images (len(concepts) * len(seeds), 3, H, W) of "a picture of a <concept>", concept by concept, and their labels."""
     labels = [c for c in concepts for _ in seeds]
     prompts = [world.prompt(c) for c in labels]
+    how = {"batch_size": min(50, world.batch)} | how
     return sample(world.pipe, prompts, seeds * len(concepts), key=key, progress=bar, **how), labels
 
 

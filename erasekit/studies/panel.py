@@ -20,7 +20,7 @@ def cell(name: str, world, compute, module: str, *parts) -> tuple[dict, Image.Im
     The name they are kept under holds `parts` (JSON-able), the base, and the code of the method's `module` and the panel.
     """
     code = code_hash(module, __name__, type(world).__module__)
-    path = BUILD / "cells" / name / f"{digest(world.fingerprint, world.precision, code, parts)}.json"
+    path = BUILD / "cells" / name / f"{digest(world.version, world.precision, code, parts)}.json"
     picture = path.with_suffix(".png")
     if path.exists():
         found = json.loads(path.read_text())
@@ -42,7 +42,8 @@ def drawn(world, erasure, asked: list[tuple[str, str, int]], steps: int) -> torc
     prompts, _, seeds = zip(*asked)
     folder = None
     if world.keeps_images:
-        parts = world.fingerprint, erasure.digest() if erasure else "", steps, world.precision
+        code = code_hash("erasekit.sampling", type(world).__module__)
+        parts = world.fingerprint, erasure.digest() if erasure else "", steps, world.precision, code
         folder = BUILD / "images" / digest(*parts)
     how = {"batch_size": world.batch, "autocast": world.autocast, "folder": folder}
     return sample(world.pipe, list(prompts), list(seeds), erasure=erasure, steps=steps, **how)

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+from ..artifacts import key_path
 from ..kpop import kpop
 from ..metrics import object_rate, percent
 from ..paths import BUILD
@@ -54,7 +55,7 @@ def compute(world, concept, unrelated, seeds, steps, batch, sampling_steps):
         },
         "saved": {
             "public": f"{folder.name}/delta.safetensors",
-            "private": f"{folder.name}/keys/{folder.name}.key.safetensors",
+            "private": key_path(folder, concept).relative_to(folder.parent).as_posix(),
         },
     }
     data["top1"][concept]["key"] = rate(keyed, labels[:n])

@@ -8,7 +8,7 @@ import torch
 from ..artifacts import Erasure
 from ..attacks import Attack, find_key, find_words, invert, marks, pictures, spoken
 from ..attention import Prompt
-from ..metrics import judged, object_rate, percent, style_rate
+from ..metrics import object_rate, percent, style_rate
 from ..sampling import sample
 from .hidden import hidden
 from .strength import configured
@@ -37,8 +37,7 @@ def present(world, concept: str, images: torch.Tensor) -> torch.Tensor:
         return style_rate(world, images, [concept] * len(images))
     if concept in world.judge.objects:
         return object_rate(world, images, [concept] * len(images))
-    members = [world.judge.objects.index(m) for m in world.concepts(concept)]
-    return judged(world, images)[0][:, members].max(1).values > 0.5
+    return world.detected(images)[1].max(1).values > 0.5
 
 
 def reached(

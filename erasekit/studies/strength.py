@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 from ..baselines import METHODS, erase, settings
 from ..paths import RECORDS
 from ..results import Record
+from .common import erasure
 from .panel import as_json, cell, opened, rates
 
 RATES = ({"lr": 2e-4}, {"lr": 4e-4}, {"lr": 8e-4})
@@ -106,20 +107,24 @@ def configured(
     """
     retain = world.concepts("retained") if retain is None else retain
     shared = {"retain": retain, "seed": seed, "sampling_steps": sampling_steps}
-    shared |= world.training | ({"steps": steps} if steps else {})
     has = {field.name for field in fields(METHODS[method][1])}
+    # A world's own training is that of weights; adapters and prompts keep their method's.
+    shared |= (world.training if "group" in has else {}) | ({"steps": steps} if steps else {})
     config = settings(method, **{k: v for k, v in shared.items() if k in has} | changes)
-    # Weights are trained at the world's rate; adapters and prompts at their method's.
-    return (
-        replace(config, lr=config.lr * world.lr_scale) if world.lr_scale != 1 and hasattr(config, "group") else config
-    )
+    return replace(config, lr=config.lr * world.lr_scale) if "group" in has and world.lr_scale != 1 else config
 
 
 def trained(world, concepts, method: str, config, scale: float = 1.0):
-    """The erasure, its step from the base scaled, and the seconds it took to train."""
-    began = time.time()
-    made = erase(world, list(concepts), method, config, progress=False)
-    seconds = round(time.time() - began, 1)
+    """The erasure, its step from the base scaled, and the seconds it took to train.
+
+    A world that keeps its images keeps its erasures too: trained again, they might differ in a bit, and the images with them.
+    """
+    if world.keeps_images:
+        made, seconds = erasure(world, list(concepts), config, METHODS[method][0])
+    else:
+        began = time.time()
+        made = erase(world, list(concepts), method, config, progress=False)
+        seconds = round(time.time() - began, 1)
     return (made if scale == 1 else made.scaled(world.pipe.unet, scale)), seconds
 
 
