@@ -26,11 +26,12 @@ def draw_prompt_length(record) -> dict:
     frame = pd.DataFrame(record.data["runs"])
     figure, axes = plt.subplots(1, 3, figsize=(9.4, 2.9), sharey=True, layout="constrained")
     titles = {"ESR-1": "erased: ESR-1", "PSR-1": "kept: PSR-1", "with the key": "brought back by the keys"}
+    lowest = frame[list(titles)].min().min()
     for ax, (rate, title) in zip(axes, titles.items()):
         for place, own in frame.groupby("place", sort=False):
             grid = own.pivot_table(index="training_seed", columns="m", values=rate)
             band(ax, grid.columns, grid.to_numpy(), color=PLACES[place], label=place)
-        ax.set(xscale="log", xlabel="prompt length m", title=f"{title}, %", ylim=(-3, 103))
+        ax.set(xscale="log", xlabel="prompt length m", title=f"{title}, %", ylim=(lowest - 2, 101.5))
         ax.set_xticks(lengths := sorted(frame.m.unique()), lengths)
         ax.minorticks_off()
     axes[2].legend(title="prompted layers", fontsize=8, title_fontsize=8)

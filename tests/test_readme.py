@@ -2,7 +2,7 @@
 
 from erasekit import readme
 
-TABLES = {"hiding", "world", "objects", "unsafe", "styles"}
+TABLES = {"hiding", "world", "objects", "unsafe", "styles", "prompt_length", "stability", "clip_study"}
 
 
 def test_tables_agree_with_their_records(capsys):
