@@ -1,6 +1,8 @@
 """Every number of README's tables is a record's."""
 
-from erasekit import readme
+import json
+
+from erasekit import paths, readme
 
 TABLES = {"hiding", "world", "objects", "unsafe", "styles", "prompt_length", "stability", "clip_study"}
 
@@ -18,3 +20,12 @@ def test_a_changed_number_is_noticed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(readme, "README", changed)
     assert readme.main(["--check"]) == 1
     assert "differs" in capsys.readouterr().out
+
+
+def test_the_benchmarks_table_is_its_record():
+    text = readme.README.read_text()
+    for path in (paths.RECORDS / "benchmarks").glob("full_size.*.json"):
+        content = json.loads(path.read_text())
+        assert content["made"]["device"] in text
+        for row in content["rows"]:
+            assert f"| {row['way']} | {row['seconds a step']:g} | {row['peak GB']:g} |" in text
