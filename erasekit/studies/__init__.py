@@ -1,8 +1,11 @@
 """The experiments behind the notebooks. Each module has SCALES (settings by scale) and `compute`."""
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 from ..results import Record, compute_or_load, recorded
+from ..trajectories import ROLL
 
 STUDIES = ("quickstart", "hiding", "world", "method", "strength", "variations", "objects", "unsafe")
 STUDIES += ("style_strength", "styles", "prompt_length", "clip_study", "recovery", "stability", "attacks")
@@ -36,4 +39,16 @@ def run(study: str, world, scale: str = "quick", fresh: bool = False, **changes)
         if larger:
             print("there is a record of scale full, which serves quick too")
             scale, settings = "full", at("full")
-    return compute_or_load(world, scale, study, settings, lambda: module.compute(world, **settings), fresh)
+    with short_pool() if scale == "smoke" else nullcontext():
+        return compute_or_load(world, scale, study, settings, lambda: module.compute(world, **settings), fresh)
+
+
+@contextmanager
+def short_pool() -> Iterator[None]:
+    """A pool of few latents, for the scale whose numbers mean nothing: rolling it is most of what such a run would take."""
+    before = dict(ROLL)
+    ROLL.update(seeds=2, steps=4)
+    try:
+        yield
+    finally:
+        ROLL.update(before)
