@@ -72,8 +72,7 @@ def measure(way: str, steps: int, device: str) -> dict:
         two_unets(world, steps + 1, stamps)
     else:
         short = {"steps": steps + 1, "batch": 1, "retain": RETAINED}
-        world.trajectories, clock = {}, Clock(stamps)
-        with clock:
+        with Clock(stamps):
             erase(world, [CONCEPT], way, settings(way, **short), progress=False)
     took = [b - a for a, b in pairwise(stamps)]
     cuda = device.startswith("cuda")
