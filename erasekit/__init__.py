@@ -27,6 +27,7 @@ __all__ = [
     "sample",
     "settings",
     "show",
+    "slider",
 ]
 
 
@@ -35,3 +36,10 @@ def show(record) -> None:
     from .figures import show as draw  # matplotlib only when something is drawn
 
     draw(record)
+
+
+def slider(record):
+    """A slider for the strength of a key, over the images of a record of the study "recovery"; see `erasekit.slider`."""
+    from .slider import key_slider
+
+    return key_slider(record)

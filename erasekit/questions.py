@@ -201,16 +201,39 @@ def draw_recovery(record) -> dict:
         ax.set(xlabel="steps the attacker spends", title=case, ylim=(-3, 103))
     axes[0, 0].set_ylabel("images that are the concept, %")
     axes[0, -1].legend(fontsize=6.5)
-    strength, ax = plt.subplots(figsize=(5.2, 2.8), layout="constrained")
-    for (case, method), own in weighed.groupby(["case", "method"], sort=False):
-        line = own.groupby("log_weight").rate.mean()
-        ls = dict(zip(cases, ("-", "--", ":")))[case]
-        ax.plot(line.index, line, ls, color=shade(method), marker="o", ms=3, label=f"{method}: {case}")
+    return {"recovery": figure, "recovery_budget": curves, "recovery_strength": draw_weights(record, frame, weighed)}
+
+
+def draw_weights(record, frame, weighed):
+    """What a key opens against its log-weight, from no key on; under each weight an image of KPOP's, for each case."""
+    weights = record.data["log_weights"]
+    shown = [name for name in record.images if name.endswith(".kpop")]
+    figure = plt.figure(figsize=(9.4, 2.4 + 0.8 * len(shown)), layout="constrained")
+    grid = figure.add_gridspec(1 + len(shown), 1 + len(weights), height_ratios=[2.4] + [0.8] * len(shown))
+    ax = figure.add_subplot(grid[0, :])
+    for case, ls in zip(dict.fromkeys(frame.case), ("-", "--", ":")):
+        for method, own in weighed[weighed.case == case].groupby("method", sort=False):
+            absent = frame[(frame.case == case) & (frame.method == method) & (frame.way == "no key")].rate.mean()
+            line = [absent, *own.groupby("log_weight").rate.mean().reindex(weights)]
+            ax.plot(range(len(line)), line, ls, color=shade(method), marker="o", ms=3, label=f"{case}: {method}")
+    ax.set_xticks(range(1 + len(weights)), ["no key", *(f"{w:+g}" if w else "0: as trained" for w in weights)])
     ax.set(
-        xlabel="log-weight of the key (none: minus infinity)", ylabel="images that are the concept, %", ylim=(-3, 103)
+        xlim=(-0.5, len(weights) + 0.5), ylim=(-3, 103), title="log-weight of the key", ylabel="the concept again, %"
     )
     ax.legend(fontsize=7)
-    return {"recovery": figure, "recovery_budget": curves, "recovery_strength": strength}
+    for row, name in enumerate(shown, 1):
+        for column, image in enumerate(weighed_tiles(record, name)):
+            picture(cell := figure.add_subplot(grid[row, column]), image[0])
+            if not column:
+                cell.set_ylabel(name.split(".")[0], fontsize=8)
+    return figure
+
+
+def weighed_tiles(record, name: str) -> list[list[np.ndarray]]:
+    """The images of a key's weights: a list for no key, then one for each log-weight."""
+    images, count = tiles(record, name), 1 + len(record.data["log_weights"])
+    each = len(images) // count
+    return [images[n * each : (n + 1) * each] for n in range(count)]
 
 
 def shade(method: str) -> str:

@@ -1,9 +1,12 @@
 """What the studies of the prompt rest on."""
 
+import io
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from erasekit.artifacts import Erasure
 from erasekit.baselines import erase, settings
@@ -93,3 +96,27 @@ def test_a_missing_strength_is_named(sentence):
     with pytest.raises(ValueError) as error:
         known({"uce": {"settings": {}, "scale": 1.0}}, "uce", "kpop")
     assert "kpop" in sentence(error) and "uce" not in sentence(error)
+
+
+def test_the_slider_shows_the_images_of_its_weight_and_method(tmp_path):
+    from erasekit.results import Record
+    from erasekit.slider import key_slider
+
+    def strip(first):  # two images a weight, each of one grey
+        greys = np.repeat([first + 10 * n for n in range(3)], 2).astype(np.uint8)
+        return Image.fromarray(np.repeat(np.tile(greys.repeat(4), (4, 1))[..., None], 3, axis=2))
+
+    images = {"objects.kpop": strip(0), "style.kpop": strip(100)}
+    box = key_slider(Record(tmp_path / "recovery.json", {}, {"log_weights": [-8, 0]}, images, {}, {}))
+    choice, slider, screen = box.children
+
+    def seen():
+        return set(np.unique(Image.open(io.BytesIO(screen.value))))
+
+    assert seen() == {0}
+    slider.value = 2
+    assert seen() == {20}
+    choice.value = "style.kpop"
+    assert seen() == {120}
+    slider.value = 1
+    assert seen() == {110}

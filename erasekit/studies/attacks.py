@@ -24,9 +24,9 @@ FULL = {
     "budgets": [25, 100, 400],
     "attack_lrs": [3e-3, 1e-2, 3e-2, 1e-1],
     "swept": ["esd-x", "kpop"],  # the methods on which each attack's learning rate is chosen
-    "attack_seeds": 2,  # an attacker keeps the better one
+    "attack_seeds": 1,  # of several an attacker keeps the better one
     "pictures": 5,
-    "seeds": 10,
+    "seeds": 20,
     "training_seed": 0,
     "sampling_steps": 8,
     "steps": None,

@@ -70,21 +70,21 @@ def rates_swept(
     """
     tuning, rows = world.concepts("tuning"), []
     concept = tuning[0]
+    for method, way in product(methods, ways):
+        search, before = WAYS[way]
 
-    def measure(made):
-        shown, found = pictures(world, concept, count, TUNING_SEED), []
-        for way, lr in product(ways, rates):
-            search, before = WAYS[way]
-            results = search(world, made, concept, shown, replace(attack, lr=lr, seed=TUNING_SEED))
-            for spent, what in results.items():
-                rate = reached(world, made, concept, seeds, sampling_steps, what, before, TUNING_SEED)
-                found.append({"way": way, "lr": lr, "steps": spent, "rate": rate})
-        return {"rows": found}, None
+        def measure(made, way=way, search=search, before=before):
+            shown, found = pictures(world, concept, count, TUNING_SEED), []
+            for lr in rates:
+                results = search(world, made, concept, shown, replace(attack, lr=lr, seed=TUNING_SEED))
+                for spent, what in results.items():
+                    rate = reached(world, made, concept, seeds, sampling_steps, what, before, TUNING_SEED)
+                    found.append({"way": way, "lr": lr, "steps": spent, "rate": rate})
+            return {"rows": found}, None
 
-    for method in methods:
         strength = strengths[method]
         config = configured(world, method, TUNING_SEED, sampling_steps, strength["settings"], steps)
-        parts = list(ways), rates, list(attack.budgets), count, seeds, sampling_steps
+        parts = way, rates, list(attack.budgets), count, seeds, sampling_steps
         numbers, _ = hidden("reach", world, tuning, method, config, strength["scale"], measure, *parts)
         rows += [{"method": method} | row for row in numbers["rows"]]
     return rows

@@ -2,20 +2,24 @@
 
 from dataclasses import replace
 
+import torch
 from tqdm.auto import tqdm
 
 from ..attacks import Attack
 from ..attacks import pictures as pictured
 from ..attention import Prompt, initial_prompt
 from ..checkpoints import seeded
+from ..sampling import sample
+from .common import strip
 from .hidden import hidden, known
 from .panel import cell
-from .reach import WAYS, quickest, rates_swept, reached, untouched
+from .reach import WAYS, prompts, quickest, rates_swept, reached, untouched
 from .strength import chosen, configured, trained
 
 # The study that chose the strengths.
 CASES = {"objects": "strength", "category": "strength", "style": "style_strength"}
 WEIGHED = "the right key, weighed"  # its rows have a log_weight
+SHOWN = 5  # images a weight that the record keeps
 SEARCHES = ("key found", "new words")
 FULL = {
     "methods": ["kpop", "kpop-anchor", "esd-x", "uce"],
@@ -82,6 +86,7 @@ def compute(
     """For the base and each method, case and concept, the share of images that are the concept, in percent, by way of asking.
 
     A search's step 0 is what it starts from: the concept's own tokens, as a key that was never trained, or repeated as words.
+    Images: of each method with keys, a case's first concept without its key, then with it at each log-weight.
     """
     for study in {CASES[case] for case in cases}:
         known(strengths[study], *methods)
@@ -121,9 +126,16 @@ def compute(
                 rate = reached(world, made, concept, seeds, sampling_steps, what)
                 row = {"concept": concept, "way": way, "pictures": count, "steps": spent, "rate": rate}
                 found.append(row | ({"log_weight": what.log_weight} if way == WEIGHED else {}))
-        return {"rows": found}, None
+        return {"rows": found}, weighed(made, attacked[0]) if again else None
 
-    runs = []
+    def weighed(made, concept):
+        """A concept without its key, then with the key at each weight."""
+        key, asked = made.key(concept), prompts(world, concept, SHOWN)
+        how = {"erasure": made, "steps": sampling_steps, "autocast": world.autocast}
+        keys = [replace(key, log_weight=float(weight)) for weight in (-torch.inf, *log_weights)]
+        return strip(torch.cat([sample(world.pipe, *asked, key=k, **how) for k in keys]))
+
+    runs, images = [], {}
     for case in cases:
         # What is hidden at once, and what of it is attacked.
         concepts, attacked = {
@@ -150,7 +162,8 @@ def compute(
                 return rows(made, again, attacked)
 
             how = method, config, strength["scale"], measure, list(attacked)
-            numbers, _ = hidden("recovery", world, concepts, *how, *sizes)
+            numbers, picture = hidden("recovery", world, concepts, *how, *sizes)
             runs += [{"case": case, "method": method} | row for row in numbers["rows"]]
+            images |= {f"{case}.{method}": picture} if picture else {}
     about = {"N": seeds, "seeds": [0, seeds - 1], "training_seeds": 1, "attack_lrs": lrs, "sweep": sweep}
-    return about | {"runs": runs}, {}
+    return about | {"log_weights": log_weights, "runs": runs}, images
