@@ -20,9 +20,9 @@ FULL = {
     "methods": [m for m in METHODS if m not in ("sld", "np")],
     "strengths": chosen(),
     "split": "S1",
-    "attacked": 3,
-    "budgets": [25, 100, 400],
-    "attack_lrs": [3e-3, 1e-2, 3e-2, 1e-1],
+    "attacked": 2,
+    "budgets": [10, 50, 200],
+    "attack_lrs": [1e-2, 3e-2, 1e-1],
     "swept": ["esd-x", "kpop"],  # the methods on which each attack's learning rate is chosen
     "attack_seeds": 1,  # of several an attacker keeps the better one
     "pictures": 5,
@@ -48,7 +48,7 @@ SCALES = {
     | {
         "methods": ["esd-x", "uce", "kpop"],
         "attacked": 2,
-        "budgets": [25, 100],
+        "budgets": [10, 50],
         "attack_lrs": [1e-2, 3e-2],
         "swept": ["kpop"],
         "attack_seeds": 1,

@@ -24,10 +24,11 @@ SEARCHES = ("key found", "new words")
 FULL = {
     "methods": ["kpop", "kpop-anchor", "esd-x", "uce"],
     "cases": list(CASES),
+    "attacked": 2,  # of the objects hidden at once
     "style": "fluent",
     "strengths": {name: chosen(name) for name in ("strength", "style_strength")},
-    "budgets": [25, 100, 400],
-    "attack_lrs": [3e-3, 1e-2, 3e-2, 1e-1],
+    "budgets": [10, 50, 200],
+    "attack_lrs": [1e-2, 3e-2, 1e-1],
     "swept": ["esd-x", "kpop"],  # the methods on which each attack's learning rate is chosen
     "pictures": [1, 5],
     "log_weights": [-8, -6, -5, -4, -3, -2, -1, 0, 1, 2],
@@ -56,7 +57,7 @@ SCALES = {
     | {
         "methods": ["kpop", "esd-x"],
         "cases": ["objects"],
-        "budgets": [25, 100],
+        "budgets": [10, 50],
         "attack_lrs": [1e-2, 3e-2],
         "swept": ["kpop"],
         "pictures": [5],
@@ -70,6 +71,7 @@ def compute(
     world,
     methods,
     cases,
+    attacked,
     style,
     strengths,
     budgets,
@@ -119,14 +121,14 @@ def compute(
                 for spent, what in found.items():
                     yield name, count, spent, what
 
-    def rows(made, again, attacked):
+    def rows(made, again, targets):
         found = []
-        for concept in attacked:
+        for concept in targets:
             for way, count, spent, what in ways(made, again, concept):
                 rate = reached(world, made, concept, seeds, sampling_steps, what)
                 row = {"concept": concept, "way": way, "pictures": count, "steps": spent, "rate": rate}
                 found.append(row | ({"log_weight": what.log_weight} if way == WEIGHED else {}))
-        return {"rows": found}, weighed(made, attacked[0]) if again else None
+        return {"rows": found}, weighed(made, targets[0]) if again else None
 
     def weighed(made, concept):
         """A concept without its key, then with the key at each weight."""
@@ -138,30 +140,30 @@ def compute(
     runs, images = [], {}
     for case in cases:
         # What is hidden at once, and what of it is attacked.
-        concepts, attacked = {
-            "objects": (world.concepts("S1"), world.concepts("S1")[:3]),
+        concepts, targets = {
+            "objects": (world.concepts("S1"), world.concepts("S1")[:attacked]),
             "category": ((world.category,),) * 2,
             "style": ((style,),) * 2,
         }[case]
         study = CASES[case]
 
-        def ceiling(attacked=attacked):
-            return rows(untouched(world), None, attacked)
+        def ceiling(targets=targets):
+            return rows(untouched(world), None, targets)
 
-        numbers, _ = cell("recovery", world, ceiling, __name__, "base", list(attacked), *sizes)
+        numbers, _ = cell("recovery", world, ceiling, __name__, "base", list(targets), *sizes)
         runs += [{"case": case, "method": "base"} | row for row in numbers["rows"]]
         for method in tqdm(methods, desc=f"recovery, {case}"):
             strength = strengths[study][method]
             config = configured(world, method, training_seed, sampling_steps, strength["settings"], steps)
 
             def measure(
-                made, method=method, config=config, scale=strength["scale"], concepts=concepts, attacked=attacked
+                made, method=method, config=config, scale=strength["scale"], concepts=concepts, targets=targets
             ):
                 other = replace(config, seed=config.seed + 1) if made.keys else None
                 again = trained(world, concepts, method, other, scale)[0] if other else None
-                return rows(made, again, attacked)
+                return rows(made, again, targets)
 
-            how = method, config, strength["scale"], measure, list(attacked)
+            how = method, config, strength["scale"], measure, list(targets)
             numbers, picture = hidden("recovery", world, concepts, *how, *sizes)
             runs += [{"case": case, "method": method} | row for row in numbers["rows"]]
             images |= {f"{case}.{method}": picture} if picture else {}
