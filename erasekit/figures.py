@@ -21,12 +21,14 @@ from .comparisons import (
     table_unsafe,
     table_variations,
 )
+from .costs import draw_cost, draw_recipes, table_cost, table_recipes
 from .drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, picture, tiles
 from .paths import BUILD, FIGURES
 from .questions import (
     draw_attacks,
     draw_clip_study,
     draw_continual,
+    draw_crowd,
     draw_mechanisms,
     draw_prompt_length,
     draw_recovery,
@@ -34,6 +36,7 @@ from .questions import (
     table_attacks,
     table_clip_study,
     table_continual,
+    table_crowd,
     table_mechanisms,
     table_prompt_length,
     table_recovery,
@@ -300,10 +303,13 @@ STUDIES = {
     "attacks": (draw_attacks, table_attacks),
     "mechanisms": (draw_mechanisms, table_mechanisms),
     "continual": (draw_continual, table_continual),
+    "crowd": (draw_crowd, table_crowd),
+    "cost": (draw_cost, table_cost),
+    "recipes": (draw_recipes, table_recipes),
 }
 NOTEBOOKS = {"quickstart": "00_quickstart", "hiding": "00_quickstart", "world": "01_world", "method": "02_method"}
 NOTEBOOKS |= {name: "04_objects" for name in ("strength", "variations", "objects")}
 NOTEBOOKS |= {"unsafe": "05_unsafe", "style_strength": "06_styles", "styles": "06_styles"}
 NOTEBOOKS |= {"prompt_length": "03_prompt_length", "clip_study": "08_clip_study", "recovery": "09_recovery"}
 NOTEBOOKS |= {"stability": "11_stability", "attacks": "12_attacks", "mechanisms": "07_mechanisms"}
-NOTEBOOKS |= {"continual": "10_continual"}
+NOTEBOOKS |= {"continual": "10_continual", "crowd": "07_mechanisms", "cost": "13_cost", "recipes": "13_cost"}

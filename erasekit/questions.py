@@ -315,9 +315,9 @@ def draw_mechanisms(record) -> dict:
         left.barh(at, mean[rate], 0.34, color=c, label=rate)
         left.hlines(at, low[rate], high[rate], color="black", lw=0.8)
     left.set_yticks(range(len(mean)), mean.index)
-    left.invert_yaxis()
     left.set(xlim=(0, 103), xlabel=f"%, where {ESR} % are erased", title="how the prompt enters")
-    left.legend(fontsize=7)
+    left.set_ylim(len(mean) + 0.1, -0.6)  # downwards, with room for the legend
+    left.legend(fontsize=7, ncols=2, loc="lower center")
     for reading, ls in (("recoverable", "-"), ("adversarial", "--")):
         own = frame[frame.reading == reading]
         for rate, c in rates.items() if len(own) else ():
@@ -325,17 +325,38 @@ def draw_mechanisms(record) -> dict:
             band(middle, range(grid.shape[1]), grid.to_numpy(), color=c, ls=ls, label=f"{rate}, {reading}")
             middle.set_xticks(range(grid.shape[1]), [f"{lam:g}" for lam in grid.columns])
     middle.set(ylim=(-3, 103), xlabel="lambda, or b", title="weight of the prompted term")
-    middle.legend(fontsize=6)
-    part = frame[frame.taught.notna()].groupby("mechanism", sort=False)[["key, taught", "key, untaught"]]
+    middle.legend(fontsize=6, handlelength=4)
+    taught, all_ = len(record.data["taught"]), len(record.data["taught"] + record.data["untaught"])
+    key_bars(right, frame[frame.taught.notna()], f"keys, {taught} of {all_} taught, %")
+    return {"mechanisms": figure}
+
+
+def key_bars(ax, runs: pd.DataFrame, title: str) -> None:
+    """What keys open of concepts they were trained on and of others, for each mechanism; lines span the training seeds."""
+    part = runs.groupby("mechanism", sort=False)[["key, taught", "key, untaught"]]
     for n, (rate, c) in enumerate((("key, taught", GREEN), ("key, untaught", BLUE))):
         at = np.arange(part.ngroups) + 0.4 * (n - 0.5)
-        right.bar(at, part.mean()[rate], 0.36, color=c, label=rate)
-        right.vlines(at, part.min()[rate], part.max()[rate], color="black", lw=0.8)
-    right.set_xticks(range(part.ngroups), ["a prompt each" if name == "shared" else name for name in part.groups])
+        ax.bar(at, part.mean()[rate], 0.36, color=c, label=rate)
+        ax.vlines(at, part.min()[rate], part.max()[rate], color="black", lw=0.8)
+        for x, value in zip(at, part.mean()[rate]):
+            ax.text(x, value + 1, f"{value:.0f}", ha="center", fontsize=7)
+    ax.set_xticks(range(part.ngroups), ["a prompt each" if name == "shared" else name for name in part.groups])
+    ax.set(ylim=(0, 122), title=title)
+    ax.legend(fontsize=7, ncols=2)
+
+
+def draw_crowd(record) -> dict:
+    """Keys of many hidden concepts, of which some were never taught."""
+    figure, ax = plt.subplots(figsize=(4.2, 2.8), layout="constrained")
     taught, all_ = len(record.data["taught"]), len(record.data["taught"] + record.data["untaught"])
-    right.set(ylim=(0, 118), title=f"keys, {taught} of {all_} taught, %")
-    right.legend(fontsize=7, ncols=2)
-    return {"mechanisms": figure}
+    key_bars(ax, pd.DataFrame(record.data["runs"]), f"keys, {taught} of {all_} hidden objects taught, %")
+    return {"mechanisms_crowd": figure}
+
+
+def table_crowd(record) -> pd.DataFrame:
+    runs = pd.DataFrame(record.data["runs"]).set_index("mechanism")
+    runs = runs.rename(columns={"kept": f"{record.data['kept']} other objects", "training_seconds": "seconds"})
+    return runs.rename_axis(f"{len(record.data['taught'] + record.data['untaught'])} hidden at once, %")
 
 
 ESR = 90  # percent, at which mechanisms are compared

@@ -1,0 +1,97 @@
+"""Figures and tables of what erasing and drawing cost."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from .drawing import GREEN, GREY, ORANGE, PURPLE, labelled
+from .questions import band, shade
+
+
+def draw_cost(record) -> dict:
+    """Left: evaluations against quality. Middle: rates by the number of sampling steps. Right: drawing with and without a key."""
+    rows = pd.DataFrame(record.data["rows"])
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(9.4, 3.4), width_ratios=[1.2, 1.2, 0.6], layout="constrained"
+    )
+    quality = (rows["ESR-1"] + rows["PSR-1"]) / 2
+    left.set_xscale("symlog", linthresh=1000)
+    left.set(xlim=(-100, 2 * rows.evaluations.max()), ylim=(quality.min() - 5, 103))
+    left.set(xlabel="U-Net evaluations of the training", ylabel="mean of ESR-1 and PSR-1, %", title="training")
+    points = dict(zip(rows.method, zip(rows.evaluations, quality)))
+    labelled(left, points, gap=(108 - quality.min()) / len(points))
+    for drawn in record.data["drawn"]:
+        line, method = pd.DataFrame(drawn["points"]), drawn["method"]
+        for rate, ls in (("ESR-1", "-"), ("PSR-1", "--")):
+            if rate == "PSR-1" or method != "base":
+                middle.plot(
+                    line.steps, line[rate], ls, color=shade(method), marker="o", ms=3, label=f"{method}: {rate}"
+                )
+    counts = [point["steps"] for point in record.data["drawn"][0]["points"]]
+    middle.set(xscale="log", xlabel="sampling steps", title="the judge's answer, %")
+    middle.set_xticks(counts, counts)
+    middle.minorticks_off()
+    middle.legend(fontsize=6)
+    times = relative(record)
+    right.bar(range(len(times)), times.values(), color=[GREY, PURPLE, GREEN], width=0.6)
+    for x, value in enumerate(times.values()):
+        right.text(x, value, f"{value:.1f}", ha="center", va="bottom", fontsize=8)
+    right.set_xticks(range(len(times)), [name.replace(" the ", "\nthe ") for name in times], fontsize=7.5)
+    right.set(ylim=(0, 1.15 * max(times.values())), title="seconds of drawing, base = 100")
+    return {"cost": figure}
+
+
+def relative(record) -> dict[str, float]:
+    """Seconds of drawing, in percent of the base's."""
+    seconds = next(drawn["timed"] for drawn in record.data["drawn"] if "timed" in drawn)
+    return {name: 100 * each / seconds["base"] for name, each in seconds.items()}
+
+
+def table_cost(record) -> pd.DataFrame:
+    """One row a method."""
+    rows = pd.DataFrame(record.data["rows"]).set_index("method")
+    whole = ["evaluations", "calls", "numbers trained", "peak MB"]
+    rows[whole] = rows[whole].astype(int).astype(str)
+    for part in ("public", "keys"):
+        rows[f"MB, {part}"] = (rows.pop(f"bytes, {part}") / 1e6).map("{:.2f}".format)
+    columns = ["evaluations", "seconds", "peak MB", "numbers trained", "MB, public", "MB, keys"]
+    return rows[[*columns, "evaluations a sampling step", "ESR-1", "PSR-1"]].rename_axis(f"{record.data['split']}")
+
+
+COLOURS = {"kpop, ours": GREEN, "kpop, published": ORANGE, "esd-x, published": GREY}
+
+
+def draw_recipes(record) -> dict:
+    """What is erased and what is kept, against the evaluations spent; a line for each recipe and split, the band its seeds."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.2), sharex=True, layout="constrained")
+    runs = record.data["runs"]
+    for name, split in dict.fromkeys((run["recipe"], run["split"]) for run in runs):
+        own = [pd.DataFrame(r["points"]) for r in runs if (r["recipe"], r["split"]) == (name, split)]
+        spent = np.mean([run.evaluations for run in own], axis=0)
+        ls = ("-", "--", ":")[record.data["splits"].index(split) % 3]
+        for ax, rate in zip(axes, ("ESR-1", "PSR-1")):
+            band(ax, spent, [run[rate] for run in own], color=COLOURS[name], ls=ls, label=f"{name}, {split}")
+    for ax, title in zip(axes, ("erased: ESR-1, %", "kept: PSR-1, %")):
+        ax.set(xscale="log", xlabel="U-Net evaluations spent", title=title)
+    axes[0].legend(fontsize=7)
+    return {"recipes": figure}
+
+
+def table_recipes(record) -> pd.DataFrame:
+    """At the end of each training, means over training seeds, and the share of the published recipe's cost."""
+    rows = []
+    for run in record.data["runs"]:
+        rows.append({"recipe": run["recipe"], "split": run["split"]} | run["points"][-1])
+    frame = pd.DataFrame(rows)
+    names = ["evaluations", "seconds", "ESR-1", "PSR-1", "with the key"]
+    names = [name for name in names if name in frame]
+    groups = frame.groupby(["split", "recipe"], sort=False)[names]
+    table, spread = groups.mean(), groups.std(ddof=0)
+    for rate in ("ESR-1", "PSR-1"):
+        table[rate] = [f"{mean:.1f} ± {sd:.1f}" for mean, sd in zip(table[rate], spread[rate])]
+    for cost in ("evaluations", "seconds"):
+        reference = table[cost].groupby("split").transform("max")
+        table[f"{cost}, % of the dearest"] = 100 * table[cost] / reference
+    table["evaluations"] = table["evaluations"].round().astype(int).astype(str)
+    table.index = [f"{split}: {recipe}" for split, recipe in table.index]
+    return table.rename_axis("at the end; ± over training seeds")
