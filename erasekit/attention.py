@@ -7,6 +7,7 @@ runs, untouched: a prompt of zeros is not the same as none, because it takes sof
 a prompt may enter.
 """
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -78,6 +79,13 @@ class Prompt:
             sides = (side[..., layer, :, :] for side in sides)
         # Prompts are kept in float32; only their use here follows the model's precision.
         return tuple(side.to(like).expand(len(like), -1, -1) for side in sides)
+
+    def digest(self) -> str:
+        """Hash of what the key does: its numbers, where and how they enter, and their weight."""
+        digest = hashlib.sha256(f"{self.place} {self.mechanism} {self.log_weight} {tuple(self.k.shape)}".encode())
+        for side in (self.k, self.v):
+            digest.update(side.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @staticmethod
     def random_like(prompt: "Prompt", generator: torch.Generator) -> "Prompt":

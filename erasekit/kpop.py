@@ -1,6 +1,5 @@
 """KPOP: knowledge transfer trains the prompts, knowledge removal trains the model, in turn (arXiv 2403.12326, section 3)."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +12,10 @@ from .checkpoints import seeded
 from .mechanisms import CHOICES, Network, Tensors
 from .text import encode, said
 from .training import Bench, Rolled, Student, accept, update
-from .trajectories import ROLL, roll
+from .trajectories import roll
 
 TARGETS = ("neutral", "anchor")
+STAGES = ("alternating", "joint")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class KPOP(Rolled):
     eta: float = 1.0  # how far beyond it, away from the concept
     lam: float = 1.0  # weight of the prompted term in removal (the paper's lambda, or b in the adversarial reading)
     transfer_steps: int = 1  # prompt updates before each model update
+    # "alternating", the paper's, or "joint": one pass of the prompted model serves both stages, and prompts and model move at
+    # once. Both pull the prompted output to the same place only in the recoverable reading.
+    stages: str = "alternating"
     prompt_lr: float = 3e-2  # Adam, prompts
 
     def __post_init__(self):
@@ -46,8 +49,14 @@ class KPOP(Rolled):
         accept("mechanism", self.mechanism, CHOICES)
         accept("place", self.place, PLACES)
         accept("target", self.target, TARGETS)
+        accept("stages", self.stages, STAGES)
         if self.transfer_steps < 0:
             raise ValueError(f"transfer_steps={self.transfer_steps} is not possible: it is at least 0")
+        if self.stages == "joint" and (self.reading != "recoverable" or self.transfer_steps != 1 or self.lam <= 0):
+            raise ValueError(
+                f"stages='joint' is not possible with reading={self.reading!r}, transfer_steps={self.transfer_steps}, "
+                f"lam={self.lam}: it takes the recoverable reading, one transfer step, and lam above 0"
+            )
 
 
 def kpop(
@@ -112,7 +121,7 @@ def kpop(
             # Where a trajectory was rolled for this step alone, both stages use it.
             shared = bench.draw("removal", n) if config.recipe == "paper" else None
             # Stage 1, knowledge transfer: the prompts learn to draw the concept through theta'.
-            for again in range(config.transfer_steps):
+            for again in range(config.transfer_steps if config.stages == "alternating" else 0):
                 b = shared or bench.draw("transfer", n, again, retained=False)
                 l_transfer = over_taught(b, b.weight[: b.n] * losses.transfer(prompted(b), b.eps[: b.n]))
                 update(prompt_adam, l_transfer, prompts.parameters.values())
@@ -130,7 +139,13 @@ def kpop(
             if old:
                 loss = loss + config.lam * (l_old := old.loss(slot, n))
                 said["rehearsal"] = l_old.item()
-            update(model_adam, loss, theta.values())
+            if config.stages == "joint":
+                # The prompts' gradient of the loss is lam times that of the transfer loss, and Adam takes no notice of lam.
+                update(model_adam, loss, [*theta.values(), *prompts.parameters.values()])
+                prompt_adam.step()
+                said["transfer"] = l_prompted.item()
+            else:
+                update(model_adam, loss, theta.values())
             return said | {"removal": l_removal.item(), "retain": l_retain.item()}
 
         players = {"theta": (theta, model_adam), "prompts": (prompts.parameters, prompt_adam)}
@@ -157,12 +172,10 @@ class Rehearsal:
         self.bench = bench
         subjects = [(key, subject) for concept, key in keys.items() for subject in world.subjects(concept)]
         self.k, self.v = (torch.stack([getattr(key, side) for key, _ in subjects]).to(bench.device) for side in "kv")
-        self.pool = roll(world.origin, [subject for _, subject in subjects], bench.config.seed, **ROLL)
+        self.pool = roll(world.origin, [subject for _, subject in subjects], bench.config.seed, **bench.config.roll)
         self.text = encode(world.pipe, [text for _, (text, _) in subjects])
         # Names, and what the keys are, so that a checkpoint is not gone on with under others.
-        bench.identity["rehearsed"] = {
-            c: hashlib.sha256(key.k.numpy().tobytes()).hexdigest()[:12] for c, key in keys.items()
-        }
+        bench.identity["rehearsed"] = {c: key.digest()[:12] for c, key in keys.items()}
 
     def loss(self, slot, n: int) -> torch.Tensor:
         """Of as many samples as there are of what is erased."""

@@ -1,5 +1,7 @@
 """Figures and tables of what is asked of the prompt: its length, stability, CLIP as a measure, recovery, attacks."""
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -177,7 +179,7 @@ def table_clip_study(record) -> pd.DataFrame:
 
 def draw_recovery(record) -> dict:
     """Who gets it back: every way of asking for every method, and success against the steps an attacker spends."""
-    everything = pd.DataFrame(record.data["runs"])
+    everything = recovery_runs(record)
     frame, weighed = everything[everything.log_weight.isna()], everything[everything.log_weight.notna()]
     grid = recovery_grid(frame)
     figure, ax = plt.subplots(figsize=(9.4, 0.3 * len(grid) + 1.1), layout="constrained")
@@ -187,7 +189,7 @@ def draw_recovery(record) -> dict:
             ax.text(
                 x, y, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 60 else "black"
             )
-    ax.set_xticks(range(len(grid.columns)), [c.replace(", ", ",\n", 1) for c in grid.columns], fontsize=7.5)
+    ax.set_xticks(range(len(grid.columns)), [textwrap.fill(c, 12) for c in grid.columns], fontsize=7.5)
     ax.set_yticks(range(len(grid)), [f"{case}: {method}" for case, method in grid.index], fontsize=8)
     ax.xaxis.tick_top()
     cases = list(dict.fromkeys(frame.case))
@@ -197,10 +199,13 @@ def draw_recovery(record) -> dict:
         for method, own in frame[frame.case == case].groupby("method", sort=False):
             for way, style in (("key found", "-"), ("new words", "--")):
                 line = own[(own.way == way) & (own.pictures == most)].groupby("steps").rate.mean()
-                ax.plot(line.index, line, style, color=shade(method), marker="o", ms=3, label=f"{method}, {way}")
-        ax.set(xlabel="steps the attacker spends", title=case, ylim=(-3, 103))
+                at = range(len(line))
+                ax.plot(at, line, style, color=shade(method), marker="o", ms=3, label=f"{method}, {way}")
+                ax.set_xticks(at, line.index)
+        ax.set(title=case, ylim=(-3, 103))
     axes[0, 0].set_ylabel("images that are the concept, %")
-    axes[0, -1].legend(fontsize=6.5)
+    curves.supxlabel(f"steps the attacker spends, with {most} picture{'s' if most > 1 else ''}", fontsize=9)
+    curves.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=7, handlelength=3)
     return {"recovery": figure, "recovery_budget": curves, "recovery_strength": draw_weights(record, frame, weighed)}
 
 
@@ -220,7 +225,7 @@ def draw_weights(record, frame, weighed):
     ax.set(
         xlim=(-0.5, len(weights) + 0.5), ylim=(-3, 103), title="log-weight of the key", ylabel="the concept again, %"
     )
-    ax.legend(fontsize=7)
+    figure.legend(fontsize=7, handlelength=4, loc="outside upper center", ncols=6)
     for row, name in enumerate(shown, 1):
         for column, image in enumerate(weighed_tiles(record, name)):
             picture(cell := figure.add_subplot(grid[row, column]), image[0])
@@ -236,9 +241,20 @@ def weighed_tiles(record, name: str) -> list[list[np.ndarray]]:
     return [images[n * each : (n + 1) * each] for n in range(count)]
 
 
+def recovery_runs(record) -> pd.DataFrame:
+    """One row a rate; `log_weight` is that of a weighed key, else NaN."""
+    rows = pd.DataFrame(record.data["runs"])
+    return rows if "log_weight" in rows else rows.assign(log_weight=np.nan)
+
+
 def shade(method: str) -> str:
     """A colour for each method where all are told apart: ours have theirs."""
     return OURS.get(method, {"esd-x": BLUE, "uce": "black", "base": "#c9a227"}.get(method, GREY))
+
+
+def blanked(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with nothing written where nothing was measured."""
+    return table.round(1).astype(object).where(table.notna(), "")
 
 
 def recovery_grid(frame: pd.DataFrame) -> pd.DataFrame:
@@ -250,11 +266,11 @@ def recovery_grid(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def table_recovery(record) -> pd.DataFrame:
-    frame = pd.DataFrame(record.data["runs"])
+    frame = recovery_runs(record)
     grid = recovery_grid(frame[frame.log_weight.isna()])
     grid.index = [f"{case}: {method}" for case, method in grid.index]
     steps = max(run["steps"] for run in record.data["runs"])
-    return grid.rename_axis(f"images that are the concept, % (found: after {steps} steps)")
+    return blanked(grid).rename_axis(f"images that are the concept, % (found: after {steps} steps)")
 
 
 # ------------------------------------------------------------------------------------------------------------- attacks
@@ -355,7 +371,7 @@ def draw_crowd(record) -> dict:
 
 def table_crowd(record) -> pd.DataFrame:
     runs = pd.DataFrame(record.data["runs"]).set_index("mechanism")
-    runs = runs.rename(columns={"kept": f"{record.data['kept']} other objects", "training_seconds": "seconds"})
+    runs = runs.drop(columns="training_seconds").rename(columns={"kept": f"{record.data['kept']} other objects"})
     return runs.rename_axis(f"{len(record.data['taught'] + record.data['untaught'])} hidden at once, %")
 
 
@@ -373,10 +389,11 @@ def mechanism_runs(record) -> pd.DataFrame:
         x = np.maximum.accumulate(points["ESR-1"].to_numpy())
         names = ("PSR-1", "with the key", "key, taught", "key, untaught")
         there = {n: float(np.interp(ESR, x, points[n])) if x[-1] >= ESR else np.nan for n in names}
+        if "taught" not in run["changes"]:
+            there |= {"key, taught": np.nan, "key, untaught": np.nan}
+        there |= {"read at ESR-1": max(ESR, x[0]) if x[-1] >= ESR else np.nan}
         there |= {"ESR-1, whole step": points["ESR-1"].iloc[-1], "numbers of a key": run["numbers of a key"]}
-        rows.append(
-            run["changes"] | {"training_seed": run["training_seed"], "seconds": run["training_seconds"]} | there
-        )
+        rows.append(run["changes"] | {"training_seed": run["training_seed"]} | there)
     frame = pd.DataFrame(rows)
     return frame.reindex(columns=list(dict.fromkeys(["mechanism", "taught", "reading", "lam", *frame.columns])))
 
@@ -384,36 +401,41 @@ def mechanism_runs(record) -> pd.DataFrame:
 def table_mechanisms(record) -> pd.DataFrame:
     """Means over training seeds for each change."""
     frame = mechanism_runs(record)
-    frame["change"] = [
-        ", ".join(f"{k} {'+'.join(v) if isinstance(v, list) else v}" for k, v in run["changes"].items())
-        for run in record.data["runs"]
-    ]
+    whole = len(record.data["taught"] + record.data["untaught"])
+
+    def label(changes):
+        if "reading" in changes:
+            return (
+                f"{changes['reading']}, {'lambda' if changes['reading'] == 'recoverable' else 'b'} = {changes['lam']:g}"
+            )
+        some = f", {len(changes['taught'])} of {whole} taught" if "taught" in changes else ""
+        return f"{changes['mechanism']}{some}"
+
+    frame["change"] = [label(run["changes"]) for run in record.data["runs"]]
     columns = [
         "ESR-1, whole step",
+        "read at ESR-1",
         "PSR-1",
         "with the key",
         "key, taught",
         "key, untaught",
         "numbers of a key",
-        "seconds",
     ]
     table = frame.groupby("change", sort=False)[columns].mean()
-    return table.rename_axis(f"{record.data['split']}, % where {ESR} % are erased")
+    table["numbers of a key"] = table["numbers of a key"].astype(int).astype(str)
+    return blanked(table).rename_axis(f"{record.data['split']}, % where {ESR} % are erased")
 
 
 # ----------------------------------------------------------------------------------------------------------- continual
 
 
 def continual_parts(run: dict) -> pd.DataFrame:
-    """Rows: steps, and last all at once. Mean top-1 of what was just hidden, hidden earlier, of what stays, and with keys."""
+    """Rows: steps, and last all at once. Mean top-1 of all hidden so far, of the last of them, of what stays, and with keys."""
     rows = []
     for n, after in enumerate([*run["after"], run["at once"]]):
         hidden = list(after["hidden"].values())
         once = n == len(run["after"])
-        row = {
-            "just hidden": np.nan if once else hidden[-1],
-            "hidden earlier": np.mean(hidden if once else hidden[:-1] or [np.nan]),
-        }
+        row = {"hidden so far": np.mean(hidden), "just hidden": np.nan if once else hidden[-1]}
         row["kept"] = np.mean(list(after["kept"].values()))
         if "with the key" in after:
             row["with their keys"] = np.mean(list(after["with the key"].values()))
@@ -434,7 +456,7 @@ def draw_continual(record) -> dict:
     """A panel for each way of going on: what was hidden, what stays, and what the keys open, after each step."""
     methods = {run["row"]: run["method"] for run in record.data["runs"]}
     figure, axes = plt.subplots(2, 3, figsize=(9.4, 4.4), sharex=True, sharey=True, layout="constrained")
-    colours = {"just hidden": PURPLE, "hidden earlier": "black", "kept": GREY}
+    colours = {"hidden so far": "black", "just hidden": PURPLE, "kept": GREY}
     colours |= {"with their keys": GREEN, "with the first key": BLUE}
     for ax in axes.flat[len(methods) :]:
         ax.axis("off")
@@ -460,4 +482,4 @@ def table_continual(record) -> pd.DataFrame:
         if "rehearsed" not in row:
             rows[f"{row}, all at once"] = parts.iloc[-1]
     count = len(record.data["concepts"])
-    return pd.DataFrame(rows).T.rename_axis(f"judge's top-1, %, after {count} concepts")
+    return blanked(pd.DataFrame(rows).T).rename_axis(f"judge's top-1, %, after {count} concepts")

@@ -194,7 +194,7 @@ def test() -> int:
     stages = {
         "ruff check": ["ruff", "check", "."],
         "ruff format": ["ruff", "format", "--check", "."],
-        "pytest": ["pytest"],
+        "pytest": ["pytest", "tests", "benchmarks", "--benchmark-disable"],  # each benchmark once
         "notebooks": ["pytest", "--nbval-lax", "--nbval-current-env", *timeouts, "-p", "no:cacheprovider", str(copies)],
     }
     seconds = {}

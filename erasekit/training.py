@@ -46,14 +46,20 @@ class Training:
         str, ...
     ] = ()  # texts whose prediction is kept ("" is the empty text); name what you do not report on
     retain_weight: float = 1.0
+    rolled: int | None = None  # trajectories of each text in the pool; None: as many as `trajectories.ROLL` says
     seed: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "retain", tuple(self.retain))
         accept("error", self.error, losses.ERROR_SPACES)
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
+        for name in ("steps", "batch", "rolled"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not possible: it is at least 1")
+
+    @property
+    def roll(self) -> dict:
+        """How trajectories are rolled: what `trajectories.roll` takes beside texts and seed."""
+        return ROLL | ({"seeds": self.rolled} if self.rolled else {})
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,7 @@ class Bench:
         self.pool, self.student = None, None
         if getattr(config, "recipe", "pool") == "pool":
             # One pool for what is erased and, so that each text is kept on its own trajectories, for what is retained.
-            self.pool = roll(world, [s for _, s in subjects] + retained, config.seed, **ROLL)
+            self.pool = roll(world, [s for _, s in subjects] + retained, config.seed, **config.roll)
         self.bases = [base for _, (_, base) in subjects]
         self.embeddings = encode(world.pipe, self.texts)
         self.alphas = world.pipe.scheduler.alphas_cumprod.to(self.device)
@@ -262,15 +268,21 @@ class Bench:
     ) -> list[dict[str, float]]:
         """Call `step(n)`, which updates the players and returns its losses, and resume from `checkpoint` if it is this run's.
 
-        A player is its named tensors and their optimiser. Returns the losses of every step.
+        A player is its named tensors and their optimiser. Returns the losses of every step. Nothing in a step depends on how
+        many there will be, so a checkpoint of a shorter training goes on too.
         """
         history: list[dict[str, float]] = []
         total, identity = self.config.steps, self.identity
         if checkpoint and Path(checkpoint).exists():
             stored, meta = read_tensors(checkpoint)
-            if meta["identity"] != identity:
+            if lengthless(meta["identity"]) != lengthless(identity):
                 raise ValueError(
                     f"{checkpoint} belongs to another run (other concepts, settings or base): remove it first"
+                )
+            if len(meta["history"]) > total:
+                raise ValueError(
+                    f"steps={total} is not possible: {checkpoint} has taken {len(meta['history'])} already; ask for as many "
+                    "or more, or remove it"
                 )
             for player, (tensors, optimizer) in players.items():
                 for name, tensor in tensors.items():
@@ -297,6 +309,11 @@ class Bench:
         info = {"world": self.world.name, **self.identity, "seed": self.config.seed, "history": list(history)} | parts
         made = provenance(self.device, time.time() - self.began)
         return Erasure(**{"delta": {}, "keys": {}} | held, info=info | {"provenance": made})
+
+
+def lengthless(identity: dict) -> dict:
+    """What a run is, but for its number of steps."""
+    return identity | {"config": {name: value for name, value in identity["config"].items() if name != "steps"}}
 
 
 def update(adam: torch.optim.Optimizer, loss: torch.Tensor, parameters, clip: float | None = None) -> None:

@@ -4,14 +4,16 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from erasekit import paths, sampling
 from erasekit.baselines import settings
+from erasekit.kpop import KPOP, kpop
 from erasekit.sampling import sample
-from erasekit.studies import common
+from erasekit.studies import common, panel
 from erasekit.studies.strength import trained
 
 SCRIPT = """
@@ -103,3 +105,20 @@ def test_where_images_are_kept_so_are_erasures(toy, tmp_path, monkeypatch, metho
     monkeypatch.setattr(common, "inspect", None)  # training again would look at the method's signature
     again, _ = trained(keeping, ["church"], method, config)
     assert once.digest() == again.digest() != trained(toy, ["dog"], method, config)[0].digest()
+
+
+def test_images_kept_are_those_of_their_key(toy, tmp_path, monkeypatch):
+    """No key, a key, and the same key at another weight each have a folder of their own; each is drawn once."""
+    monkeypatch.setattr(panel, "BUILD", tmp_path)
+    keeping = copy.copy(toy)
+    keeping.keeps_images = True
+    made = kpop(toy, ["church"], KPOP(steps=2, batch=2, m=2, prompt_lr=1.0), progress=False)
+    key = made.key("church")
+    keys, asked = (None, key, replace(key, log_weight=-1.0)), [("a picture of a church", "church", 0)]
+    expected = [panel.drawn(toy, made, asked, 2, k) for k in keys]
+    first = [panel.drawn(keeping, made, asked, 2, k) for k in keys]
+    monkeypatch.setattr(sampling, "decode", None)
+    again = [panel.drawn(keeping, made, asked, 2, k) for k in keys]
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(expected, first, again))
+    assert len({images.numpy().tobytes() for images in expected}) == 3
+    assert len(list((tmp_path / "images").iterdir())) == 3

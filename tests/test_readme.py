@@ -4,7 +4,20 @@ import json
 
 from erasekit import paths, readme
 
-TABLES = {"hiding", "world", "objects", "unsafe", "styles", "prompt_length", "stability", "clip_study"}
+TABLES = {
+    "recovery",
+    "crowd",
+    "continual",
+    "hiding",
+    "world",
+    "objects",
+    "unsafe",
+    "styles",
+    "prompt_length",
+    "stability",
+    "clip_study",
+    "mechanisms",
+}
 
 
 def test_tables_agree_with_their_records(capsys):

@@ -256,6 +256,23 @@ def test_a_finished_run_is_not_repeated(toy, tmp_path, interrupted):
     assert same(state(hide(toy, checkpoint=path)), state(finished))
 
 
+def test_a_training_goes_on_beyond_its_length(toy, tmp_path):
+    path = tmp_path / "run.safetensors"
+    hide(toy, checkpoint=path)
+    longer = hide(toy, checkpoint=path, steps=4)
+    straight = hide(toy, steps=4)
+    assert same(state(longer), state(straight))
+    assert longer.info["history"] == straight.info["history"]
+
+
+def test_a_training_cannot_be_shortened(toy, tmp_path, sentence):
+    path = tmp_path / "run.safetensors"
+    hide(toy, checkpoint=path, steps=3)
+    with pytest.raises(ValueError, match=r"steps=2 is not possible: .* has taken 3 already") as error:
+        hide(toy, checkpoint=path)
+    sentence(error)
+
+
 def test_a_checkpoint_holds_prompts_and_is_private(toy, tmp_path):
     path = tmp_path / "run.safetensors"
     hide(toy, checkpoint=path)
@@ -291,6 +308,11 @@ def test_the_checkpoint_of_another_base_is_refused(toy, other_toy, tmp_path):
         ({"steps": 0}, "steps=0 is not possible: it is at least 1"),
         ({"batch": 0}, "batch=0 is not possible: it is at least 1"),
         ({"transfer_steps": -1}, "transfer_steps=-1 is not possible: it is at least 0"),
+        ({"rolled": 0}, "rolled=0 is not possible: it is at least 1"),
+        ({"stages": "both"}, "unknown stages 'both': accepted are alternating, joint"),
+        ({"stages": "joint", "reading": "adversarial"}, "stages='joint' is not possible with reading='adversarial'"),
+        ({"stages": "joint", "transfer_steps": 2}, "stages='joint' .* transfer_steps=2"),
+        ({"stages": "joint", "lam": 0.0}, "stages='joint' .* lam=0.0"),
         ({"m": 0}, "m=0 is not possible"),
         ({"m": True}, "m=True is not possible"),
     ],
@@ -314,7 +336,30 @@ def test_a_concept_named_twice_is_refused(toy, base, sentence):
     sentence(error)
 
 
-# ----------------------------------------------------------------------------------------------------------- recipe, counts
+# ------------------------------------------------------------------------------------------------- stages, recipe, counts
+
+
+def test_joint_stages_move_each_player_as_its_own_stage_would(toy):
+    """On one batch (the recipe "paper" has one for both stages): the prompt as transfer moves it, the model as removal does."""
+    how = {"steps": 1, "recipe": "paper", "retain": ("dog",)}
+    joint = hide(toy, stages="joint", **how)
+    alternating, removal = hide(toy, **how), hide(toy, transfer_steps=0, **how)
+    assert torch.allclose(joint.key("church").k, alternating.key("church").k, atol=1e-5)
+    assert not torch.equal(joint.key("church").k, removal.key("church").k)
+    assert all(torch.equal(joint.delta[name], removal.delta[name]) for name in joint.delta)
+    assert set(joint.info["history"][0]) == {"transfer", "removal", "retain"}
+
+
+def test_joint_stages_save_a_pass_of_the_prompted_model(toy):
+    def evaluations(**how):
+        with counted(toy.pipe.unet) as count:
+            hide(toy, retain=("dog",), **how)
+        return count.evaluations
+
+    hide(toy, retain=("dog",))  # the pool is rolled
+    steps, batch = FEW["steps"], FEW["batch"]
+    assert evaluations() == steps * batch * 4  # prompted twice, plain, retained
+    assert evaluations(stages="joint") == steps * batch * 3
 
 
 @pytest.mark.parametrize("method", ["esd-x", "kpop"])
@@ -355,14 +400,18 @@ def test_an_unknown_recipe_is_refused(sentence):
 def test_evaluations_are_counted_as_samples(toy):
     with counted(toy.pipe.unet) as count:
         sample(toy.pipe, ["a church", "a dog", "a fish"], [0, 1, 2], steps=4, batch_size=2)
-    assert (count.evaluations, count.calls) == (3 * 4 * 2, 2 * 4 * 2)
+    assert (count.evaluations, count.calls, count.with_gradient) == (3 * 4 * 2, 2 * 4 * 2, 0)
     sample(toy.pipe, ["a church"], [0], steps=1)
     assert count.calls == 16
     cost = training.ROLL
     toy.trajectories.clear()
     with counted(toy.pipe.unet) as pool:
         erase(toy, ["church"], "esd-x", settings("esd-x", steps=5, batch=2), progress=False)
-    assert pool.evaluations == 2 * cost["seeds"] * cost["steps"] + 5 * 2
+    assert (pool.evaluations, pool.with_gradient) == (2 * cost["seeds"] * cost["steps"] + 5 * 2, 5 * 2)
+    toy.trajectories.clear()
+    with counted(toy.pipe.unet) as small:
+        erase(toy, ["church"], "esd-x", settings("esd-x", steps=5, batch=2, rolled=1), progress=False)
+    assert small.evaluations == 2 * cost["steps"] + 5 * 2
     with counted(toy.pipe.unet) as paper:
         erase(toy, ["church"], "esd-x", settings("esd-x", steps=5, batch=2, recipe="paper"), progress=False)
     assert 5 * 2 * 3 <= paper.evaluations <= 5 * 2 * (3 + 2 * 49)

@@ -10,7 +10,7 @@ from ..artifacts import Erasure
 from ..checkpoints import seeded
 from ..text import encode
 from ..training import Bench, Student, WeightTraining, update
-from ..trajectories import ROLL, roll
+from ..trajectories import roll
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def ca(world, concepts: list[str], config: CA | None = None, checkpoint=None, pr
     config = config or CA()
     bench = Bench(world, concepts, config, "ca")
     anchors = [text for c in concepts for text in world.anchors(c)]
-    clean = roll(world, [(anchor, "") for anchor in anchors], config.seed, **ROLL).clean
+    clean = roll(world, [(anchor, "") for anchor in anchors], config.seed, **config.roll).clean
     embeddings = encode(world.pipe, anchors)
     with Student(bench.unet, config.group).training() as student, start_token_cut(bench.unet):
         theta = student.parameters

@@ -82,7 +82,7 @@ def compute(
     plan = Attack(budgets=tuple(budgets))
     sweep = rates_swept(world, swept, strengths, attack_lrs, SEARCHES, plan, pictures, seeds, sampling_steps, steps)
     lrs = {way: quickest(sweep, way) for way in SEARCHES}
-    sizes = (attacked, budgets, lrs, attack_seeds, pictures, seeds, sampling_steps)
+    sizes = (attacked, budgets, lrs, attack_seeds, pictures, seeds, training_seed, sampling_steps)
 
     def measure(made):
         rows = []

@@ -10,7 +10,6 @@ from ..artifacts import Erasure
 from ..baselines import erase
 from ..kpop import kpop
 from ..metrics import percent
-from ..sampling import sample
 from .hidden import known
 from .panel import as_json, cell, drawn, hits
 from .strength import chosen, configured, trained
@@ -23,7 +22,7 @@ FULL = {
     "rows": list(ROWS),
     "strengths": chosen(),
     "split": "S1",
-    "training_seeds": 3,
+    "training_seeds": 1,
     "seeds": 10,
     "key_seeds": 10,
     "sampling_steps": 8,
@@ -53,19 +52,17 @@ def compute(world, rows, strengths, split, training_seeds, seeds, key_seeds, sam
     concepts = world.concepts(split)
     kept = [c for c in world.concepts("classes") if c not in concepts]
 
+    def asked(concept, count):
+        return [(world.prompt(concept), concept, n) for n in range(count)]
+
     def rate(where, made, names, key=None):
         """Top-1 by concept, by the public model, or with the concepts' keys."""
         if key is None:
-            images = drawn(where, made, [(world.prompt(c), c, n) for c in names for n in range(seeds)], sampling_steps)
+            images = drawn(where, made, [question for c in names for question in asked(c, seeds)], sampling_steps)
             right = hits(world, images, [c for c in names for _ in range(seeds)]).split(seeds)
         else:
-            how = {"erasure": made, "steps": sampling_steps, "autocast": world.autocast}
             right = [
-                hits(
-                    world,
-                    sample(where.pipe, [world.prompt(c)] * key_seeds, list(range(key_seeds)), key=key[c], **how),
-                    [c] * key_seeds,
-                )
+                hits(world, drawn(where, made, asked(c, key_seeds), sampling_steps, key[c]), [c] * key_seeds)
                 for c in names
             ]
         return {c: percent(r) for c, r in zip(names, right)}

@@ -10,7 +10,9 @@ from .hidden import hidden, known
 from .panel import opened, rates
 from .strength import chosen, configured
 
-TUNING_SEED = 100  # of the trainings that choose learning rates; images without a key start at that seed too, with one at 0
+TUNING_SEED = (
+    100  # of the trainings that choose learning rates; images without a key start at that seed too, with one at 0
+)
 
 FULL = {
     "mechanisms": list(CHOICES),

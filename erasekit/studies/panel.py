@@ -6,6 +6,7 @@ from dataclasses import asdict
 import torch
 from PIL import Image
 
+from ..attention import Prompt
 from ..metrics import clip_alignment, features, fid, in_top, judged, kid, percent
 from ..paths import BUILD
 from ..processes import shares
@@ -37,16 +38,20 @@ def cell(name: str, world, compute, module: str, *parts) -> tuple[dict, Image.Im
     return numbers, image
 
 
-def drawn(world, erasure, asked: list[tuple[str, str, int]], steps: int) -> torch.Tensor:
-    """Images (N, 3, H, W) of (prompt, label, seed) triples by the public model, in the precision training runs in."""
+def drawn(world, erasure, asked: list[tuple[str, str, int]], steps: int, key: Prompt | None = None) -> torch.Tensor:
+    """Images (N, 3, H, W) of (prompt, label, seed) triples by the public model, in the precision training runs in.
+
+    With `key` attached, if there is one.
+    """
     prompts, _, seeds = zip(*asked)
     folder = None
     if world.keeps_images:
         code = code_hash("erasekit.sampling", type(world).__module__)
         parts = world.fingerprint, erasure.digest() if erasure else "", steps, world.precision, code
+        parts += (key.digest(),) if key else ()
         folder = BUILD / "images" / digest(*parts)
     how = {"batch_size": world.batch, "autocast": world.autocast, "folder": folder}
-    return sample(world.pipe, list(prompts), list(seeds), erasure=erasure, steps=steps, **how)
+    return sample(world.pipe, list(prompts), list(seeds), key, erasure=erasure, steps=steps, **how)
 
 
 def hits(world, images: torch.Tensor, labels: list[str], k: int = 1) -> torch.Tensor:
@@ -116,14 +121,12 @@ def judged_panel(world, made, split, seeds, few_seeds, sampling_steps):
     return rates, strip(images[: where["kept"].stop : seeds])
 
 
-def opened(world, made, concepts, seeds: int, steps: int) -> float:
+def opened(world, made, concepts, seeds: int, steps: int, first_seed: int = 0) -> float:
     """Share of a concept's images that are it again when its own key is attached, in percent."""
     found = []
-    with made.applied(world.pipe.unet):
-        for c in concepts:
-            how = {"key": made.key(c), "steps": steps, "autocast": world.autocast}
-            images = sample(world.pipe, [world.prompt(c)] * seeds, list(range(seeds)), **how)
-            found.append(hits(world, images, [c] * seeds))
+    for c in concepts:
+        images = drawn(world, made, [(world.prompt(c), c, first_seed + n) for n in range(seeds)], steps, made.key(c))
+        found.append(hits(world, images, [c] * seeds))
     return percent(torch.cat(found))
 
 

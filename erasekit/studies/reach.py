@@ -11,6 +11,7 @@ from ..attention import Prompt
 from ..metrics import object_rate, percent, style_rate
 from ..sampling import sample
 from .hidden import hidden
+from .panel import drawn
 from .strength import configured
 
 # What an attacker looks for: how, and whether it is said before the prompt.
@@ -50,13 +51,13 @@ def reached(
     """
     asked, numbers = prompts(world, concept, seeds)
     numbers = [first_seed + n for n in numbers]
-    how = {"erasure": erasure, "steps": steps, "autocast": world.autocast}
     if way is None or isinstance(way, Prompt):
-        images = sample(world.pipe, asked, numbers, key=way, **how)
+        images = drawn(world, erasure, [(text, concept, n) for text, n in zip(asked, numbers)], steps, way)
     else:
         words = marks(len(way))
         asked = [f"{words} {text}" if before else text.replace(concept, words) for text in asked]
         with spoken(world.pipe, way):
+            how = {"erasure": erasure, "steps": steps, "batch_size": world.batch, "autocast": world.autocast}
             images = sample(world.pipe, asked, numbers, **how)
     return percent(present(world, concept, images))
 

@@ -9,10 +9,9 @@ from ..attacks import Attack
 from ..attacks import pictures as pictured
 from ..attention import Prompt, initial_prompt
 from ..checkpoints import seeded
-from ..sampling import sample
 from .common import strip
 from .hidden import hidden, known
-from .panel import cell
+from .panel import cell, drawn
 from .reach import WAYS, prompts, quickest, rates_swept, reached, untouched
 from .strength import chosen, configured, trained
 
@@ -97,7 +96,7 @@ def compute(
     sizes_swept = SEARCHES, attack, max(pictures), seeds, sampling_steps, steps
     sweep = rates_swept(world, swept, strengths["strength"], attack_lrs, *sizes_swept)
     lrs = {way: quickest(sweep, way) for way in SEARCHES}
-    sizes = (budgets, lrs, pictures, log_weights, random_keys, seeds, sampling_steps)
+    sizes = (budgets, lrs, pictures, log_weights, random_keys, seeds, training_seed, sampling_steps)
 
     def ways(made, again, concept):
         """(way, pictures, steps, key or words) for one concept; `again` is the same erasure from another training seed."""
@@ -132,10 +131,9 @@ def compute(
 
     def weighed(made, concept):
         """A concept without its key, then with the key at each weight."""
-        key, asked = made.key(concept), prompts(world, concept, SHOWN)
-        how = {"erasure": made, "steps": sampling_steps, "autocast": world.autocast}
+        key, asked = made.key(concept), [(text, concept, n) for text, n in zip(*prompts(world, concept, SHOWN))]
         keys = [replace(key, log_weight=float(weight)) for weight in (-torch.inf, *log_weights)]
-        return strip(torch.cat([sample(world.pipe, *asked, key=k, **how) for k in keys]))
+        return strip(torch.cat([drawn(world, made, asked, sampling_steps, k) for k in keys]))
 
     runs, images = [], {}
     for case in cases:

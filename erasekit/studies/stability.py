@@ -6,7 +6,6 @@ import torch
 from tqdm.auto import tqdm
 
 from ..metrics import clip_alignment, percent
-from ..sampling import sample
 from .hidden import hidden, known
 from .panel import drawn, hits
 from .strength import chosen, configured
@@ -43,17 +42,13 @@ def compute(world, arms, strength, split, at, training_seeds, seeds, key_seeds, 
         aligned = clip_alignment(world, images, [world.prompt(c) for c in labels]).mean().item()
         return {"top-1": percent(hits(world, images, labels)), "CLIP": round(aligned, 3)}
 
-    def draw(made, concepts):
-        return drawn(world, made, [(world.prompt(c), c, n) for c in concepts for n in range(seeds)], sampling_steps)
+    def draw(made, concepts, count=seeds, key=None):
+        return drawn(
+            world, made, [(world.prompt(c), c, n) for c in concepts for n in range(count)], sampling_steps, key
+        )
 
     def with_keys(made):
-        how = {"steps": sampling_steps, "autocast": world.autocast}
-        with made.applied(world.pipe.unet):
-            images = [
-                sample(world.pipe, [world.prompt(c)] * key_seeds, list(range(key_seeds)), key=made.key(c), **how)
-                for c in erased
-            ]
-        return torch.cat(images)
+        return torch.cat([draw(made, [c], key_seeds, made.key(c)) for c in erased])
 
     def measure(made):
         moved = sum((tensor - theta[name].to(tensor)).square().sum() for name, tensor in made.delta.items())
