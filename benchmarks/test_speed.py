@@ -15,9 +15,9 @@ SHORT = {"steps": 5, "rolled": 1, "retain": ("castle", "bear")}
 WAYS = {
     "kpop": ("kpop", {}),
     "kpop, joint": ("kpop", {"stages": "joint"}),
-    "kpop, published": ("kpop", {"recipe": "paper", "batch": 1}),
+    "kpop, paper's recipe": ("kpop", {"recipe": "paper", "batch": 1}),
     "esd-x": ("esd-x", {}),
-    "esd-x, published": ("esd-x", {"recipe": "paper", "batch": 1}),
+    "esd-x, paper's recipe": ("esd-x", {"recipe": "paper", "batch": 1}),
 }
 
 

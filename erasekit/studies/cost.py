@@ -20,12 +20,8 @@ FULL = {
     "training_seed": 0,
     "seeds": 10,
     "sampling_steps": 8,
-    "drawn_by": [
-        "kpop",
-        "esd-x",
-        "uce",
-        "ca",
-    ],  # one has a key: its drawing is timed too  # the public models that are drawn with several numbers of steps
+    # The public models that are drawn with several numbers of steps; of the first with a key, drawing is timed too.
+    "drawn_by": ["kpop", "esd-x", "uce", "ca"],
     "numbers_of_steps": [4, 6, 8, 12, 25, 50],
     "repeats": 15,  # of each timed drawing
     "steps": None,

@@ -21,10 +21,8 @@ RECIPES = {
     "esd-x, paper's recipe": ("esd-x", PAPER | {"retain": ()}, [50, 100, 200, 400, 700, 1000]),
 }
 REFERENCE = "kpop, paper's recipe"
-TUNING_SEED, TUNING_IMAGES = (
-    100,
-    1000,
-)  # of the trainings that choose rates and scales, and the first seed of their images
+TUNING_SEED = 100  # of the trainings that choose rates and scales
+TUNING_IMAGES = 1000  # the first seed of their images
 
 FULL = {
     "recipes": list(RECIPES),
