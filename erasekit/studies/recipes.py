@@ -16,9 +16,9 @@ from .strength import choose, configured, halves
 # objects, sampler and judges, is the same for all.
 PAPER = {"recipe": "paper", "batch": 1}
 RECIPES = {
-    "kpop, ours": ("kpop", {"stages": "joint", "rolled": 3, "batch": 8}, [10, 20, 40, 80, 140]),
-    "kpop, paper's recipe": ("kpop", PAPER, [50, 100, 200, 400, 700, 1000]),
-    "esd-x, paper's recipe": ("esd-x", PAPER | {"retain": ()}, [50, 100, 200, 400, 700, 1000]),
+    "kpop, ours": ("kpop", {"stages": "joint", "rolled": 3, "batch": 8}, [20, 60, 140]),
+    "kpop, paper's recipe": ("kpop", PAPER, [100, 300, 1000]),
+    "esd-x, paper's recipe": ("esd-x", PAPER | {"retain": ()}, [100, 300, 1000]),
 }
 REFERENCE = "kpop, paper's recipe"
 TUNING_SEED = 100  # of the trainings that choose rates and scales
