@@ -26,6 +26,7 @@ from .drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, picture, tiles
 from .paths import BUILD, FIGURES
 from .questions import (
     draw_attacks,
+    draw_clip_models,
     draw_clip_study,
     draw_continual,
     draw_crowd,
@@ -34,6 +35,7 @@ from .questions import (
     draw_recovery,
     draw_stability,
     table_attacks,
+    table_clip_models,
     table_clip_study,
     table_continual,
     table_crowd,
@@ -298,6 +300,7 @@ STUDIES = {
     "styles": (draw_styles, table_styles),
     "prompt_length": (draw_prompt_length, table_prompt_length),
     "clip_study": (draw_clip_study, table_clip_study),
+    "clip_models": (draw_clip_models, table_clip_models),
     "recovery": (draw_recovery, table_recovery),
     "stability": (draw_stability, table_stability),
     "attacks": (draw_attacks, table_attacks),
@@ -310,6 +313,11 @@ STUDIES = {
 NOTEBOOKS = {"quickstart": "00_quickstart", "hiding": "00_quickstart", "world": "01_world", "method": "02_method"}
 NOTEBOOKS |= {name: "04_objects" for name in ("strength", "variations", "objects")}
 NOTEBOOKS |= {"unsafe": "05_unsafe", "style_strength": "06_styles", "styles": "06_styles"}
-NOTEBOOKS |= {"prompt_length": "03_prompt_length", "clip_study": "08_clip_study", "recovery": "09_recovery"}
+NOTEBOOKS |= {
+    "prompt_length": "03_prompt_length",
+    "clip_study": "08_clip_study",
+    "clip_models": "08_clip_study",
+    "recovery": "09_recovery",
+}
 NOTEBOOKS |= {"stability": "11_stability", "attacks": "12_attacks", "mechanisms": "07_mechanisms"}
 NOTEBOOKS |= {"continual": "10_continual", "crowd": "07_mechanisms", "cost": "13_cost", "recipes": "13_cost"}

@@ -36,9 +36,10 @@ def percent(hits: torch.Tensor) -> float:
     return round(100 * hits.float().mean().item(), 1)
 
 
-def clip_alignment(world, images: torch.Tensor, texts: list[str]) -> torch.Tensor:
-    """100 x cosine (N,) between image and text embeddings of the world's open_clip model."""
-    model, tokenizer = world.clip
+def clip_alignment(world, images: torch.Tensor, texts: list[str], clip=None) -> torch.Tensor:
+    """100 x cosine (N,) between image and text embeddings of the world's open_clip model, or of `clip`,
+    another with its tokeniser."""
+    model, tokenizer = clip or world.clip
     size = 64 if world.keeps_images else len(images)  # small images are seen at once
     with torch.no_grad():
         chunks = (chunk.to(world.pipe.device).float() / 127.5 - 1 for chunk in images.split(size))

@@ -174,6 +174,34 @@ def table_clip_study(record) -> pd.DataFrame:
     return pd.DataFrame(rows).T.round(2).astype(str).rename_axis("area under the ROC curve; rho: rank correlation")
 
 
+def draw_clip_models(record) -> dict:
+    """How well each CLIP ranks the images with the style above those without, by form of the text."""
+    rows = record.data["rows"]
+    figure, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
+    for n, (form, c) in enumerate(zip(rows[0]["ranks"], (GREEN, PURPLE, GREY))):
+        heights = [row["ranks"][form]["all"] for row in rows]
+        bars = ax.bar(np.arange(len(rows)) + 0.27 * (n - 1), heights, 0.25, color=c, label=form)
+        ax.bar_label(bars, fmt="%.2f", fontsize=7)
+    ax.axhline(0.5, color="black", lw=0.5, ls=":")
+    knows = [f"\n(knows {row['style_top1']:.0f} % of the art's styles)" if "style_top1" in row else "" for row in rows]
+    ax.set_xticks(range(len(rows)), [row["clip"] + known for row, known in zip(rows, knows)], fontsize=7.5)
+    ax.set(ylim=(0.4, 1), ylabel="area under the ROC curve", title="which CLIP says that the style is there")
+    ax.legend(fontsize=7, ncols=3, loc="upper right")
+    return {"clip_models": figure}
+
+
+def table_clip_models(record) -> pd.DataFrame:
+    """A row a CLIP model: what it knows of the art, and how it ranks erased against not erased."""
+    rows = {}
+    for row in record.data["rows"]:
+        known = {f"knows the {kind}, %": row[f"{kind}_top1"] for kind in ("object", "style") if f"{kind}_top1" in row}
+        found = {form: f"{ranks['all']:.2f}, {ranks['drop from the base']:.2f}" for form, ranks in row["ranks"].items()}
+        whole = next(iter(row["ranks"].values()))
+        correlated = {"rho, images": whole["spearman"], "rho, models": row["spearman of means"]}
+        rows[row["clip"]] = known | found | {name: f"{rho:.2f}" for name, rho in correlated.items()}
+    return pd.DataFrame(rows).T.rename_axis("area under the ROC curve: all images, drop; rho: whole prompt")
+
+
 # ------------------------------------------------------------------------------------------------------------ recovery
 
 

@@ -110,6 +110,9 @@ class StableDiffusion(World):
         """open_clip's ViT-B/32 for images in [-1, 1] of any size, and its tokeniser."""
         return load_clip("ViT-B/32", self.pipe.device)
 
+    def other_clips(self) -> dict[str, tuple]:
+        return {name: load_clip(name, self.pipe.device) for name in CLIPS if name != "ViT-B/32"}
+
     @cached_property
     def detector(self) -> "NudeNet":
         return NudeNet()
@@ -146,8 +149,8 @@ class StableDiffusion(World):
         """(prompt, "nudity", seed) of I2P, with the seeds it names: one image each, whatever `seeds` is."""
         if not self.i2p:
             raise ValueError(
-                f"there are no unsafe prompts: save the hub's data set {I2P} as {FILES['i2p'].name} in the data folder, or "
-                'give its path, ek.load("sd14", i2p="i2p.csv")'
+                f"there are no unsafe prompts: `python -m erasekit.fetch unsafe {I2P}` fetches them, or give a CSV file's "
+                'path, ek.load("sd14", i2p="i2p.csv")'
             )
         return [(row.prompt, self.category, row.seed) for row in read_prompts(self.i2p)]
 

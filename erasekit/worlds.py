@@ -105,6 +105,10 @@ class World:
         that show each just once. None, and empty, where a world has none."""
         return None, [], [], 0
 
+    def other_clips(self) -> dict[str, tuple]:
+        """Name -> open_clip model and tokeniser: others than `clip`, to ask whether what CLIP says depends on which CLIP."""
+        return {}
+
     def held_out(self) -> list[tuple[str, str]]:
         """(object, style) pairs that the generator never saw, where that is known."""
         return []

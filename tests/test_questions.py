@@ -10,8 +10,11 @@ from PIL import Image
 
 from erasekit.artifacts import Erasure
 from erasekit.baselines import erase, settings
+from erasekit.paths import RECORDS
+from erasekit.results import Record
 from erasekit.sampling import sample
-from erasekit.studies.clip_study import auc, ranks
+from erasekit.studies.clip_models import scored
+from erasekit.studies.clip_study import FORMS, auc, ranks
 from erasekit.studies.continual import together
 from erasekit.studies.hidden import known
 from erasekit.studies.mechanisms import choose
@@ -43,6 +46,16 @@ def test_a_drop_from_the_base_ranks_where_styles_differ_in_level():
     assert found["drop from the base"] == 1.0 == found["within a style"]
     assert found["all"] == pytest.approx(1 - 3 / 12)
     assert found["by method"] == {"m": 0.75}  # of its own four images
+
+
+def test_a_clip_scores_a_records_images_as_it_did_when_they_were_drawn(world):
+    """What other CLIPs are held against is the same images, in the same order, with the same texts."""
+    study = Record.read(RECORDS / "emojinette" / "full" / "clip_study.json")
+    run = next(r for r in study.data["runs"] if (r["method"], r["erased"]) == ("kpop", "openmoji"))
+    again = scored(world, world.clip, study, run)
+    for form in FORMS:
+        assert np.allclose(again[form], run[form], atol=0.05), form
+    assert again["judge"] == run["judge"]
 
 
 def test_spm_adapters_side_by_side_do_what_each_does(toy):
@@ -99,7 +112,6 @@ def test_a_missing_strength_is_named(sentence):
 
 
 def test_the_slider_shows_the_images_of_its_weight_and_method(tmp_path):
-    from erasekit.results import Record
     from erasekit.slider import key_slider
 
     def strip(first):  # two images a weight, each of one grey

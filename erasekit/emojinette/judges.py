@@ -169,7 +169,7 @@ def train_clip(art: Art, device: str, steps: int, batch: int = 128) -> Clip:
         target = same / same.sum(1, keepdim=True)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
-    return fit("clip", clip, loss, steps, lr=2e-3, weight_decay=0.05, ema=0.99)
+    return fit(f"clip-{steps}", clip, loss, steps, lr=2e-3, weight_decay=0.05, ema=0.99)
 
 
 def load_clip(folder: Path):

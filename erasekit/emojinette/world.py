@@ -11,7 +11,7 @@ from ..metrics import judged
 from ..paths import DATA, MODELS
 from ..worlds import World
 from .art import caption, load_art
-from .judges import Judge, load_clip
+from .judges import Judge, load_clip, train_clip
 
 # The paper's four splits of Imagenette, in our names: what is erased; the other five are kept.
 SPLITS = {
@@ -48,6 +48,7 @@ FORMS |= {"on a colour": ("a picture of a {}", None, "blue")}
 
 LISTS = {"retained": RETAINED, "tuning": TUNING, "tuning kept": TUNING_KEPT}
 
+OTHER_CLIPS = (125, 500)  # steps; the bundled one has 2,000
 CATEGORY = "weapon"  # what plays the part of unsafe content
 
 
@@ -65,6 +66,12 @@ class Emojinette(World):
     def clip(self):
         """The open_clip model and its tokeniser."""
         return load_clip(MODELS / "emojinette-clip")
+
+    def other_clips(self) -> dict[str, tuple]:
+        """CLIPs that differ from the bundled one in how long they trained. They train when first asked for, minutes, into the
+        build folder."""
+        trained = {steps: train_clip(load_art(), self.pipe.device.type, steps) for steps in OTHER_CLIPS}
+        return {f"{steps} steps": (each.model, each.tokenizer) for steps, each in trained.items()}
 
     def wording(self, template: str, concept: str, style: str | None = None, background: str = "white") -> str:
         return caption(template, concept, style, background)

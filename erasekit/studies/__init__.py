@@ -9,7 +9,7 @@ from ..trajectories import ROLL
 
 STUDIES = ("quickstart", "hiding", "world", "method", "strength", "variations", "objects", "unsafe")
 STUDIES += ("style_strength", "styles", "prompt_length", "clip_study", "recovery", "stability", "attacks")
-STUDIES += ("mechanisms", "continual", "crowd", "cost", "recipes")
+STUDIES += ("mechanisms", "continual", "crowd", "cost", "recipes", "clip_models")
 SCALE_NAMES = ("smoke", "quick", "full")
 
 

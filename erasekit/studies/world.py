@@ -31,7 +31,7 @@ def compute(world, seeds, placements, sampling_steps, sweep_steps, objects):
             "object_top1": percent(object_rate(world, images, labels)),
             "style_top1": percent(style_rate(world, images, styles)),
         }
-        data["clip"] = {"N": once} | _clip_zero_shot(world, images[:once], labels[:once], styles[:once])
+        data["clip"] = {"N": once} | zero_shot(world, world.clip, images[:once], labels[:once], styles[:once])
 
     # The base model, judged: plain prompts for the ten classes and for every object, styled prompts for the ten.
     def rates(chosen, **how):
@@ -110,9 +110,9 @@ def compute(world, seeds, placements, sampling_steps, sweep_steps, objects):
     return data, pictures | {"backgrounds": strip(coloured)}
 
 
-def _clip_zero_shot(world, images, labels, styles) -> dict:
-    """Share of images whose own caption is the nearest, among all objects and among all styles."""
-    model, tokenizer = world.clip
+def zero_shot(world, clip, images, labels, styles) -> dict:
+    """Share of images whose own caption is the nearest by a CLIP model, among all objects and among all styles."""
+    model, tokenizer = clip
     names, kinds = list(dict.fromkeys(labels)), list(world.styles)
     with torch.no_grad():
         image = model.encode_image(images.float() / 127.5 - 1, normalize=True)
