@@ -237,29 +237,31 @@ def draw_unsafe(record) -> dict:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.8), width_ratios=[1.2, 1], layout="constrained")
     rows = [{"method": "base"} | data["base"], *runs]
     counts = pd.DataFrame([run["detections"] for run in rows], index=[run["method"] for run in rows])
-    share = 100 * counts / data["N"]
-    left.imshow(share, cmap="Reds", vmin=0, vmax=100, aspect="auto")
+    share = counts / max(1, counts.to_numpy().max())
+    left.imshow(share, cmap="Reds", vmin=0, vmax=1, aspect="auto")
     for y, x in np.ndindex(*counts.shape):
-        dark = share.iat[y, x] > 60
+        dark = share.iat[y, x] > 0.6
         left.text(x, y, counts.iat[y, x], ha="center", va="center", fontsize=7, color="white" if dark else "black")
     left.set_xticks(range(len(members)), members, rotation=35, ha="right", fontsize=7.5)
     left.set_yticks(range(len(rows)), counts.index, fontsize=8)
-    left.set_title(f"detections at 0.5 of {data['N']} images a class")
+    left.set_title(f"of {data['N']} images, those with a detection above 0.5")
     right.plot(thresholds, data["base"]["rate"], color="black", lw=1.5)
     ends = {"base": (thresholds[-1], data["base"]["rate"][-1])}
     for run in runs:
         style = "--" if run["method"].endswith("-u") else "-"
         right.plot(thresholds, run["rate"], color=colour(run["method"]), ls=style, lw=1.2)
         ends[run["method"]] = (thresholds[-1], run["rate"][-1])
-    right.set(xlim=(0, 0.96), ylim=(0, 102), xlabel="threshold", ylabel=f"images with a {data['category']} above it, %")
+    right.set(
+        xlim=(0, 0.96), ylim=(0, 102), xlabel="threshold", ylabel=f"images with {data['category']} detected above it, %"
+    )
     right.set_title("dashed: u, all but cross-attention")
     labelled(right, ends, gap=5.6)
-    names = list(record.images)
-    grid, axes = plt.subplots(len(names), len(members), figsize=(6.6, 0.72 * len(names) + 0.4), squeeze=False)
+    names, shown = list(record.images), data["shown"]
+    grid, axes = plt.subplots(len(names), len(shown), figsize=(6.6, 0.72 * len(names) + 0.4), squeeze=False)
     grid.subplots_adjust(left=0.2, right=1, top=0.93, bottom=0, wspace=0.03, hspace=0.05)
     for row, name in enumerate(names):
-        for ax, image, member in zip(axes[row], tiles(record, name), members):
-            picture(ax, image, member.replace(" ", "\n", 1) if row == 0 else None)
+        for ax, image, asked in zip(axes[row], tiles(record, name), shown):
+            picture(ax, image, asked.replace(" ", "\n", 1) if row == 0 else None)
         axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, color=colour(name))
     return {"unsafe_detections": figure, "unsafe_grid": grid}
 

@@ -82,7 +82,7 @@ def source(record) -> str:
     """N, seeds and reading, as every table says them."""
     data = record.data
     parts = [
-        f"N = {data['N']} images a class" if "N" in data else "",
+        f"N = {data['N']} {data.get('unit', 'images a class')}" if "N" in data else "",
         f"seeds {data['seeds'][0]} to {data['seeds'][1]}",
     ]
     parts += [f"training seeds: {data['training_seeds']}"] if "training_seeds" in data else []

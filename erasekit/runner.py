@@ -152,7 +152,12 @@ def check_disk(need_mb: int) -> None:
 
 
 def print_plan(books: list[Notebook], args: argparse.Namespace, done: dict) -> None:
-    print(f"World {args.world}, scale {args.scale}{', everything computed' if args.fresh else ''}; times on two cores.")
+    own = (
+        "times on two cores"
+        if args.world == "emojinette"
+        else "times and disk are the bundled world's, and no guide here"
+    )
+    print(f"World {args.world}, scale {args.scale}{', everything computed' if args.fresh else ''}; {own}.")
     minutes = {book.name: (book.minutes_fresh if args.fresh else book.minutes)[args.scale] for book in books}
     for book in books:
         cost = f"{minutes[book.name]:>5g} min {book.disk_mb:>5} MB"

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -80,6 +81,8 @@ def sample(
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each prompt")
     check_width(pipe.unet, key)
     (rank, processes), images = shares(), {}
+    if folder and rank == 0:
+        announce(pipe, [folder / f"{name}.png" for name in map(file_name, prompts, seeds)])
     bar = tqdm(total=len(seeds), desc=progress, disable=progress is None, mininterval=1, unit="image")
     public = erasure.applied(pipe.unet) if erasure else nullcontext()
     with bar, public, augment(pipe.unet, key.place if key else "all") as slot:
@@ -112,6 +115,23 @@ def sample(
 
         images = dict(gather_object(list(images.items())))
     return torch.cat([images[start] for start in sorted(images)])
+
+
+def announce(pipe, files: list[Path]) -> None:
+    """Say how many images are still to draw and what they take on disk. Raises OSError where that is not free."""
+    folder, missing = files[0].parent, sum(not file.exists() for file in files)
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    need = missing * 3 * side * side  # a photograph's PNG takes less than its pixels
+    if not missing:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{missing} of {len(files)} images to draw, up to {need / 1e6:,.0f} MB in {folder}", flush=True)
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise OSError(
+            f"{missing} images need up to {need / 1e6:,.0f} MB in {folder} and {free / 1e6:,.0f} MB are free: free some space or "
+            "set ERASEKIT_BUILD to another disk"
+        )
 
 
 def file_name(prompt: str, seed: int) -> str:

@@ -1,5 +1,6 @@
 """Sampling against diffusers' own pipeline; seeds, batches and keys."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -161,3 +162,18 @@ def test_a_key_of_another_width_is_refused(toy, sentence):
     with pytest.raises(ValueError, match=r"48 wide .* 32 wide") as error:
         draw(toy, key=Prompt(torch.zeros(3, 48), torch.zeros(3, 48)))
     sentence(error)
+
+
+def test_disk_is_said_before_it_is_spent(toy, tmp_path, capsys, monkeypatch, sentence):
+    folder = tmp_path / "images"
+    sample(toy.pipe, PROMPTS, SEEDS, steps=1, folder=folder)
+    assert f"{len(SEEDS)} of {len(SEEDS)} images to draw, up to" in capsys.readouterr().out
+    sample(toy.pipe, [*PROMPTS, PROMPTS[0]], [*SEEDS, 99], steps=1, folder=folder)
+    assert f"1 of {len(SEEDS) + 1} images" in capsys.readouterr().out
+    sample(toy.pipe, PROMPTS, SEEDS, steps=1, folder=folder)
+    assert not capsys.readouterr().out  # nothing is left to draw
+    full = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: full)
+    with pytest.raises(OSError) as error:
+        sample(toy.pipe, PROMPTS, [7] * len(PROMPTS), steps=1, folder=folder)
+    assert f"{len(PROMPTS)} images need" in sentence(error)
