@@ -45,7 +45,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--world",
         default="emojinette",
-        help="the model: emojinette (default, bundled), sd14, sd15, sd21, sdxl, or a folder",
+        help="the model: emojinette (default, bundled), sd14, sd15, sd21, sdxl, a folder, or a hub id",
     )
     parser.add_argument("--scale", default="quick", help="smoke, quick (default) or full")
     parser.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="these notebooks alone, such as 00 or 02_method")
@@ -93,14 +93,13 @@ def run(args: argparse.Namespace) -> int:
 
 def choose_parameters(args: argparse.Namespace, books: list[Notebook]) -> dict:
     """The parameters to inject. Raises Refusal for a value or name that is not accepted."""
-    from erasekit.worlds import WORLDS  # here, since it imports torch and --help should not
+    from erasekit.worlds import OTHERS, WORLDS, possible  # here, since it imports torch and --help should not
 
     if args.scale not in SCALES:
         raise Refusal(f"unknown scale {args.scale!r}; accepted are {', '.join(SCALES)}")
-    if args.world not in WORLDS:
-        if not (Path(args.world) / "model_index.json").exists():
-            folder = "or a folder with a pipeline in diffusers' format"
-            raise Refusal(f"unknown world {args.world!r}; accepted are {', '.join(WORLDS)}, {folder}")
+    if not possible(args.world):
+        raise Refusal(f"unknown world {args.world!r}; accepted are {', '.join(WORLDS)}, {OTHERS}")
+    if args.world not in WORLDS and Path(args.world).exists():
         args.world = str(Path(args.world).resolve())  # notebooks run in a folder of their own
     extra = {}
     for item in args.set:

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import importlib
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from .processes import shares
 from .text import encode, tokens
 
 WORLDS = ("emojinette", "sd14", "sd15", "sd21", "sdxl")
+OTHERS = "or a pipeline in diffusers' format, by its folder or as owner/name on the hub"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -180,16 +183,15 @@ class World:
 
 
 def load(world: str = "emojinette", device: str | None = None, precision: str = "auto", **own) -> World:
-    """Load a world onto a device (default: the GPU if there is one): a name of `WORLDS`, or a local folder with a pipeline.
+    """Load a world onto a device (default: the GPU if there is one): a name of `WORLDS`, or a Stable Diffusion in diffusers'
+    format, as a hub id or a local folder.
 
     `precision`: of training and drawing; "auto" is bf16 where the processor multiplies it in hardware, else fp16 on a GPU and
     fp32 on a CPU. `own`: what else the world takes; for Stable Diffusion `revision` and files, see `StableDiffusion`. Raises
     ValueError for an unknown world, precision or option, and FileNotFoundError where weights are missing.
     """
-    if world not in WORLDS and not (Path(world) / "model_index.json").exists():
-        raise ValueError(
-            f"unknown world {world!r}: accepted are {', '.join(WORLDS)}, or a folder with a pipeline in diffusers' format"
-        )
+    if not possible(world):
+        raise ValueError(f"unknown world {world!r}: accepted are {', '.join(WORLDS)}, {OTHERS}")
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}: accepted are {', '.join(PRECISIONS)}")
     device = device or own_device()
@@ -201,6 +203,14 @@ def load(world: str = "emojinette", device: str | None = None, precision: str = 
     # By name, not by import: a record depends on the code of its own world alone.
     module = "emojinette.world" if world == "emojinette" else "stable_diffusion"
     return importlib.import_module(f".{module}", __package__).load(world, device, precision, **own)
+
+
+def possible(world: str) -> bool:
+    """Whether this may name a world: one of `WORLDS`, a folder with a pipeline, or owner/name on the hub."""
+    path = Path(world)
+    return (
+        world in WORLDS or (path / "model_index.json").exists() or (bool(HUB_ID.fullmatch(world)) and not path.exists())
+    )
 
 
 def own_device() -> str:

@@ -6,7 +6,7 @@ import httpx
 import pytest
 import torch
 from conftest import make_toy
-from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionXLPipeline
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -277,12 +277,28 @@ def test_missing_weights_are_explained_in_one_sentence(error, says):
             assert says in stable_diffusion.unavailable("sd14", "CompVis/stable-diffusion-v1-4", "v9", wrapped)
 
 
-def test_offline_without_weights_is_one_sentence(monkeypatch, tmp_path, sentence):
+@pytest.mark.parametrize("name", ["sd14", "somebody/a-fine-tuned-sd"])
+def test_offline_without_weights_is_one_sentence(name, monkeypatch, tmp_path, sentence):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="not on this machine") as error:
-        worlds.load("sd14", device="cpu")
-    sentence(error)
+        worlds.load(name, device="cpu")
+    assert name in sentence(error)
+
+
+def test_a_hub_id_is_read_from_the_hub(sd, monkeypatch):
+    """Its records lie under its own name; the hub's answer is a pipeline that is here."""
+    asked = []
+
+    def from_pretrained(source, **how):
+        asked.append((source, how.get("revision")))
+        return sd.pipe
+
+    monkeypatch.setattr(DiffusionPipeline, "load_config", lambda source, **how: {})
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", from_pretrained)
+    loaded = worlds.load("somebody/a-fine-tuned-sd", device="cpu", precision="fp32", revision="v2")
+    assert asked == [("somebody/a-fine-tuned-sd", "v2")]
+    assert loaded.name == "a-fine-tuned-sd"
 
 
 def test_wrong_options_are_refused(sd, sentence, tmp_path):
