@@ -175,9 +175,9 @@ def table_clip_study(record) -> pd.DataFrame:
 
 
 def draw_clip_models(record) -> dict:
-    """How well each CLIP ranks the images with the style above those without, by form of the text."""
+    """How well each CLIP ranks single images, by form of the text, and models by their means."""
     rows = record.data["rows"]
-    figure, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
+    figure, (ax, right) = plt.subplots(1, 2, figsize=(9.4, 2.8), width_ratios=[2, 1], layout="constrained")
     for n, (form, c) in enumerate(zip(rows[0]["ranks"], (GREEN, PURPLE, GREY))):
         heights = [row["ranks"][form]["all"] for row in rows]
         bars = ax.bar(np.arange(len(rows)) + 0.27 * (n - 1), heights, 0.25, color=c, label=form)
@@ -185,7 +185,11 @@ def draw_clip_models(record) -> dict:
     ax.axhline(0.5, color="black", lw=0.5, ls=":")
     knows = [f"\n(knows {row['style_top1']:.0f} % of the art's styles)" if "style_top1" in row else "" for row in rows]
     ax.set_xticks(range(len(rows)), [row["clip"] + known for row, known in zip(rows, knows)], fontsize=7.5)
-    ax.set(ylim=(0.4, 1), ylabel="area under the ROC curve", title="which CLIP says that the style is there")
+    ax.set(ylim=(0.4, 1), ylabel="area under the ROC curve", title="single images: with the style, or without")
+    bars = right.bar(range(len(rows)), [row["spearman of means"] for row in rows], 0.5, color=GREEN)
+    right.bar_label(bars, fmt="%.2f", fontsize=7)
+    right.set_xticks(range(len(rows)), [row["clip"] for row in rows], fontsize=7.5)
+    right.set(ylim=(0, 1), ylabel="rank correlation with the judge", title="models, by their means")
     ax.legend(fontsize=7, ncols=3, loc="upper right")
     return {"clip_models": figure}
 

@@ -16,6 +16,7 @@ TABLES = {
     "prompt_length",
     "stability",
     "clip_study",
+    "clip_models",
     "mechanisms",
 }
 
