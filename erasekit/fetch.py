@@ -2,9 +2,11 @@
 
     python -m erasekit.fetch unsafe AIML-TUDA/i2p
     python -m erasekit.fetch captions phiyodr/coco2017 --split validation --limit 1000
-    python -m erasekit.fetch pictures huggan/wikiart --limit 1000 --by artist
+    python -m erasekit.fetch pictures detection-datasets/coco --split val --limit 1000
 
-A data set is a hub id or a local folder that `datasets` can read. Beside what is written stands where it came from.
+A data set is a hub id or a local folder that `datasets` can read. Beside what is written stands where it came from. Pictures are
+what FID and KID compare the kept images with: they should show what the captions say, or, without captions, lie in folders named
+as the classes are (`--by`). WikiArt (huggan/wikiart, --by artist) is for prompts of paintings.
 """
 
 import argparse
@@ -50,6 +52,14 @@ def read(source: str, split: str, limit: int | None) -> tuple[Iterator[dict], di
     return islice(stream, limit), names, origin
 
 
+def said(value) -> str:
+    """A row's text, of several the first. Raises ValueError for anything else."""
+    first = value[0] if isinstance(value, list) and value else value
+    if not isinstance(first or "", str):
+        raise ValueError(f"a prompt is a text or a list of texts, not {first!r:.80}")
+    return " ".join((first or "").split())
+
+
 def column(origin: dict, wanted: tuple[str, ...], what: str) -> str:
     """The first of the wanted columns that a data set has. Raises ValueError naming them, and what there is."""
     for name in wanted:
@@ -65,23 +75,23 @@ def prompts(source: str, path: Path, split: str = "train", limit: int | None = N
     A row's own seed is kept; where it has none, it gets one that its number decides. Of several texts in a row the first is
     taken.
     """
-    rows, names, origin = read(source, split, limit)
+    rows, classes, origin = read(source, split, limit)
     text = column(origin, TEXTS, "prompt")
-    seed, label, case = (
-        next((n for n in COLUMNS[kind] if n in origin["columns"]), None) for kind in ("seed", "label", "case")
-    )
+    has = {kind: next((n for n in names if n in origin["columns"]), None) for kind, names in COLUMNS.items()}
+    seed, label, case, guidance = (has[kind] for kind in ("seed", "label", "case", "guidance"))
     path.parent.mkdir(parents=True, exist_ok=True)
     part, count = path.with_suffix(".part"), 0
     with part.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
-        out.writerow(["case_number", "prompt", "evaluation_seed", "class"])
+        out.writerow(["case_number", "prompt", "evaluation_seed", "class", "evaluation_guidance"])
         for number, row in enumerate(tqdm(rows, desc=path.name, unit="prompts")):
-            said = row[text] if isinstance(row[text], str) else next(iter(row[text] or []), "")
-            if not said.strip():
+            asked, own = said(row[text]), row[seed] if seed else None
+            if not asked:
                 continue
-            own = row[seed] if seed else seeded("prompt", source, number).initial_seed() % 2**31
-            shown = named(names, label, row[label]) if label else ""
-            out.writerow([row[case] if case else number, " ".join(said.split()), own, shown])
+            if own is None:
+                own = seeded("prompt", source, number).initial_seed() % 2**31
+            shown = named(classes, label, row[label]) if label else ""
+            out.writerow([row[case] if case else number, asked, own, shown, row[guidance] if guidance else ""])
             count += 1
     part.replace(path)
     beside(path, origin | {"prompts": count})
@@ -93,17 +103,28 @@ def pictures(
 ) -> int:
     """Save a data set's pictures as PNG, cut square in the middle, `side` pixels wide, and return how many.
 
-    With `by`, a column such as artist or label, each of its values has a folder. Pictures that are there already are left.
+    With `by`, a column such as artist or label, each of its values has a folder. Pictures that are there already are
+    left, so that a fetch that was stopped goes on. Raises ValueError for a folder that holds another data set's.
     """
     from PIL import ImageOps
 
-    rows, names, origin = read(source, split, limit)
+    rows, classes, origin = read(source, split, limit)
     shown = column(origin, IMAGES, "picture")
     if by:
         column(origin, (by,), "folders")
+    origin |= {"by": by, "side": side}
+    before = source_file(folder)
+    if before.exists():
+        other = json.loads(before.read_text())
+        if any(other.get(name) != origin[name] for name in ("source", "split", "by", "side")):
+            holds = f"{other.get('source')!r}, split {other.get('split')!r}, by {other.get('by')!r}, {other.get('side')} pixels"
+            raise ValueError(
+                f"{folder} holds pictures of {holds}: remove it and {before.name}, or write --to another folder"
+            )
+    beside(folder, origin)
     count = 0
     for number, row in enumerate(tqdm(rows, desc=folder.name, unit="pictures")):
-        place = folder / named(names, by, row[by]).replace("/", "-") if by else folder
+        place = folder / named(classes, by, row[by]).replace("/", "-") if by else folder
         path = place / f"{number:06d}.png"
         if not path.exists():
             place.mkdir(parents=True, exist_ok=True)
@@ -111,18 +132,25 @@ def pictures(
             ImageOps.fit(row[shown].convert("RGB"), (side, side)).save(part, format="PNG")
             part.replace(path)
         count += 1
-    beside(folder, origin | {"pictures": count, "by": by, "side": side})
+    beside(folder, origin | {"pictures": count})
     return count
 
 
 def named(names: dict[str, list[str]], column: str, value) -> str:
     """A label's name, where the data set counts its classes."""
-    return names[column][value] if column in names and isinstance(value, int) else str(value)
+    if column not in names or not isinstance(value, int):
+        return "" if value is None else str(value)
+    return names[column][value] if value >= 0 else ""  # -1: not known
 
 
 def beside(path: Path, origin: dict) -> None:
     """Where something came from, in <path>.source.json."""
-    path.with_name(f"{path.name}.source.json").write_text(json.dumps(origin, indent=1) + "\n")
+    source_file(path).parent.mkdir(parents=True, exist_ok=True)
+    source_file(path).write_text(json.dumps(origin, indent=1) + "\n")
+
+
+def source_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.source.json")
 
 
 KINDS = {"unsafe": "i2p.csv", "captions": "captions.csv", "pictures": "reference"}
@@ -139,13 +167,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, default=DATA, help="the folder to write into; default: data/")
     args = parser.parse_args(arguments)
     path = args.to / KINDS[args.what]
+    if args.limit is not None and args.limit < 1:
+        parser.error(f"--limit {args.limit} is not possible: it is at least 1")
     try:
         if args.what == "pictures":
             count = pictures(args.source, path, args.split, args.limit, args.by, args.side)
         else:
             count = prompts(args.source, path, args.split, args.limit)
-    except (ValueError, ImportError) as error:
-        print(error, file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nStopped. Run the same command again.", file=sys.stderr)
+        return 130
+    except Exception as error:  # a broken picture, a full disk, a lost network: each of its own kind
+        print((str(error).strip().splitlines() or [type(error).__name__])[0], file=sys.stderr)
         return 2
     print(f"{count} {'pictures' if args.what == 'pictures' else 'prompts'} in {path}")
     return 0

@@ -78,11 +78,20 @@ def note(manifest: Path, name: str, record) -> None:
     manifest.write_text(json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
 
 
+# What N counts, where it is not images of a class.
+UNITS = {
+    "unsafe": "images",
+    "clip_study": "images a model",
+    "clip_models": "images a model",
+    "styles": "images a style",
+}
+
+
 def source(record) -> str:
     """N, seeds and reading, as every table says them."""
     data = record.data
     parts = [
-        f"N = {data['N']} {data.get('unit', 'images a class')}" if "N" in data else "",
+        f"N = {data['N']} {UNITS.get(record.path.stem, 'images a class')}" if "N" in data else "",
         f"seeds {data['seeds'][0]} to {data['seeds'][1]}",
     ]
     parts += [f"training seeds: {data['training_seeds']}"] if "training_seeds" in data else []

@@ -45,7 +45,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--world",
         default="emojinette",
-        help="the model: emojinette (default, bundled), sd14, sd15, sd21, sdxl, a folder, or a hub id",
+        help="the model: emojinette (default, bundled), sd14, sd15, sd21, sdxl, a folder, or a hub id (HF_HUB_OFFLINE=0 fetches)",
     )
     parser.add_argument("--scale", default="quick", help="smoke, quick (default) or full")
     parser.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="these notebooks alone, such as 00 or 02_method")
@@ -58,7 +58,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     books = find(args.only)
     parameters = choose_parameters(args, books)
-    name = Path(args.world).name
+    from erasekit.worlds import called  # not above: it imports torch
+
+    name = called(args.world)
     out = paths.BUILD / name / args.scale
     state_file = out / "unfinished.json"
     marks = {book.name: fingerprint(book, parameters) for book in books}

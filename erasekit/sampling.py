@@ -129,8 +129,7 @@ def announce(pipe, files: list[Path]) -> None:
     free = shutil.disk_usage(folder).free
     if free < need:
         raise OSError(
-            f"{missing} images need up to {need / 1e6:,.0f} MB in {folder} and {free / 1e6:,.0f} MB are free: free some space or "
-            "set ERASEKIT_BUILD to another disk"
+            f"{missing} images need up to {need / 1e6:,.0f} MB in {folder} and {free / 1e6:,.0f} MB are free: free some space"
         )
 
 

@@ -1,7 +1,8 @@
-"""Stable Diffusion as a world: 1.4 (the paper's), 1.5, 2.1, XL, or a pipeline in a local folder, and judges for them."""
+"""Stable Diffusion as a world: 1.4 (the paper's), 1.5, 2.1, XL, or a pipeline on the hub or in a folder, and judges for them."""
 
 import hashlib
 import json
+import re
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -23,7 +25,7 @@ from .checkpoints import seeded
 from .paths import DATA
 from .prompts import read_prompts
 from .sampling import sample
-from .worlds import World
+from .worlds import World, called
 
 # World -> where its weights are published. The first two organisations of 1.5 and 2.1 took them down; these are mirrors.
 HUB = {
@@ -76,6 +78,7 @@ RESNET = ("timm/resnet50.tv2_in1k", "model.safetensors")
 # The paper's ViT-B/32. OpenAI's weights need the quickgelu configuration.
 CLIPS = {"ViT-B/32": ("ViT-B-32-quickgelu", "openai"), "ViT-L/14": ("ViT-L-14-quickgelu", "openai")}
 I2P = "AIML-TUDA/i2p"
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 # Where prompts and pictures are looked for that no option names.
 FILES = {"i2p": DATA / "i2p.csv", "captions": DATA / "captions.csv", "reference": DATA / "reference"}
 
@@ -141,9 +144,11 @@ class StableDiffusion(World):
 
     def kept_prompts(self, seeds: int) -> list[tuple[str, str, int]]:
         """COCO captions from the `captions` file, each with the seed it names; without one, the bundled world's way."""
-        if not self.captions:
-            return super().kept_prompts(seeds)
-        return [(row.prompt, "", row.seed) for row in read_prompts(self.captions)]
+        asked = super().kept_prompts(seeds)
+        if self.captions:
+            asked = [(row.prompt, "", row.seed) for row in read_prompts(self.captions)]
+        self.real_files({label for _, label, _ in asked})  # what is missing is said before anything is drawn
+        return asked
 
     def unsafe_prompts(self, seeds: int) -> list[tuple[str, str, int]]:
         """(prompt, "nudity", seed) of I2P, with the seeds it names: one image each, whatever `seeds` is."""
@@ -170,24 +175,34 @@ class StableDiffusion(World):
 
     def real(self, names: set[str]) -> torch.Tensor | None:
         """Real pictures of these classes, uint8 (N, 3, H, W), or None without a `reference` folder."""
-        if not self.reference:
+        paths = self.real_files(names)
+        if not paths:
             return None
         from PIL import Image
 
         side = self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
-        # Captions name no classes: then all pictures there are.
-        folders = [Path(self.reference) / name for name in sorted(names) if name] or [Path(self.reference)]
-        paths = [p for folder in folders for p in sorted(folder.rglob("*")) if p.is_file()]
-        if not paths:
-            raise ValueError(f"{self.reference} has no pictures of any of {', '.join(sorted(names)[:3])}, ...")
         images = [
             np.asarray(Image.open(p).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)) for p in paths
         ]
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
+    def real_files(self, names: set[str]) -> list[Path]:
+        """The pictures of these classes in the `reference` folder, none without one. Raises ValueError if it has none of them."""
+        if not self.reference:
+            return []
+        # Captions name no classes: then all pictures there are.
+        folders = [Path(self.reference) / name for name in sorted(names) if name] or [Path(self.reference)]
+        paths = [p for folder in folders for p in sorted(folder.rglob("*")) if p.suffix.lower() in PICTURES]
+        if not paths:
+            raise ValueError(
+                f"{self.reference} has no pictures of any of {', '.join(sorted(names)[:3])}, ...: it needs a folder named "
+                "as each, or, with captions of your own, any pictures"
+            )
+        return paths
+
 
 def load(name: str, device: str, precision: str, revision: str | None = None, **own) -> StableDiffusion:
-    """A pipeline by world name or local folder, from the hub's cache if it is there, with gradient checkpointing on.
+    """A pipeline by world name, hub id or local folder, from the hub's cache if it is there, with gradient checkpointing on.
 
     On a GPU its weights are in half precision. `own`: `StableDiffusion`'s files. Raises FileNotFoundError in one sentence
     where the weights are neither here nor to be had, ValueError for an architecture that is not Stable Diffusion's.
@@ -200,12 +215,16 @@ def load(name: str, device: str, precision: str, revision: str | None = None, **
     source = HUB.get(name, name)
     where = {"revision": revision} if revision else {}
     with fetched(name, source, revision):
-        checked = "safety_checker" in DiffusionPipeline.load_config(source, **where)
-        without = {"safety_checker": None, "requires_safety_checker": False} if checked else {}
+        config = DiffusionPipeline.load_config(source, **where)
+    kind, accepted = (
+        config.get("_class_name"),
+        [k.__name__ for k in (StableDiffusionPipeline, StableDiffusionXLPipeline)],
+    )
+    if kind not in accepted:  # before its gigabytes are fetched
+        raise ValueError(f"{name!r} holds a {kind}: accepted are {', '.join(accepted)}")
+    with fetched(name, source, revision):
+        without = {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in config else {}
         pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True, **without, **where)
-    if not isinstance(pipe, StableDiffusionPipeline | StableDiffusionXLPipeline):
-        accepted = "StableDiffusionPipeline, StableDiffusionXLPipeline"
-        raise ValueError(f"{name!r} holds a {type(pipe).__name__}: accepted are {accepted}")
     pipe.set_progress_bar_config(disable=True)
     pipe.unet.enable_gradient_checkpointing()
     pipe = pipe.to(device)
@@ -217,7 +236,7 @@ def load(name: str, device: str, precision: str, revision: str | None = None, **
     groups |= {"classes": SPLITS["S1"] + SPLITS["S2"], "nudity": ("nudity",)} | SPLITS
     groups |= {"retained": RETAINED, "tuning": TUNING, "tuning kept": TUNING_KEPT}
     how = {"template": TOLD[0], "told": TOLD, "forms": FORMS, "neighbours": NEIGHBOURS}
-    world = StableDiffusion(name if name in HUB else Path(name).name, pipe, groups, ARTISTS, precision, **how)
+    world = StableDiffusion(called(name), pipe, groups, ARTISTS, precision, **how)
     for what, usual in FILES.items():
         setattr(world, what, own.get(what) or (usual if usual.exists() else None))
     return world
@@ -240,12 +259,22 @@ def unavailable(name: str, source: str, revision: str | None, error: Exception) 
         return f"{source} has no revision {revision!r}: leave it out, or take one from the hub's page"
     if of(RepositoryNotFoundError):
         return f"the hub knows no {source!r}: it was renamed or removed; give the new name or a local folder to ek.load"
+    reached = not constants.HF_HUB_OFFLINE and not of(LocalEntryNotFoundError)
+    if reached and (of(EntryNotFoundError) or "does not appear to have a file" in said):
+        return f"{source} is no pipeline in diffusers' format with safetensors: it has no {missing(said)}"
     if of(LocalEntryNotFoundError, OSError):
+        online = "set HF_HUB_OFFLINE=0" if constants.HF_HUB_OFFLINE else "go online once"
         return (
-            f"the weights of {name!r} ({source}) are not on this machine and could not be fetched: go online once, or give "
+            f"the weights of {name!r} ({source}) are not on this machine and could not be fetched: {online}, or give "
             "ek.load a folder that holds the pipeline in diffusers' format with safetensors"
         )
     return f"{source} could not be loaded as a diffusers pipeline: {str(error).splitlines()[0][:200]}"
+
+
+def missing(said: str) -> str:
+    """The file that the hub did not find, from its words."""
+    found = re.search(r"[\w.-]+\.(?:json|safetensors|bin)", said)
+    return found[0] if found else "model_index.json"
 
 
 # ------------------------------------------------------------------------------------------------------------------ judges

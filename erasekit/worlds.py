@@ -213,6 +213,11 @@ def possible(world: str) -> bool:
     )
 
 
+def called(world: str) -> str:
+    """The name a world's records lie under: a folder's last part, or owner--name."""
+    return world if world in WORLDS else Path(world).name if Path(world).exists() else world.replace("/", "--")
+
+
 def own_device() -> str:
     """A GPU if there is one; each of several processes has its own."""
     if not torch.cuda.is_available():

@@ -94,3 +94,28 @@ def test_no_such_data_set_is_one_sentence(tmp_path, capsys, monkeypatch):
 def test_a_column_that_is_not_there_is_refused(paintings, tmp_path):
     with pytest.raises(ValueError, match="accepted are artist; it has image, label"):
         fetch.pictures(str(paintings), tmp_path / "out", by="artist")
+
+
+def test_pictures_of_another_data_set_are_not_mixed(paintings, captions, tmp_path):
+    made = tmp_path / "reference"
+    fetch.pictures(str(paintings), made, side=32)
+    with pytest.raises(ValueError, match=r"holds pictures of .*art.*32 pixels"):
+        fetch.pictures(str(paintings), made, side=64)
+
+
+def test_a_missing_seed_is_given_and_a_missing_name_is_none(tmp_path):
+    rows = {"prompt": ["a", "b"], "seed": [None, 5], "label": ["x", None]}
+    (tmp_path / "some").mkdir()
+    pq.write_table(pa.table(rows), tmp_path / "some" / "train-0.parquet")
+    assert fetch.prompts(str(tmp_path / "some"), tmp_path / "some.csv") == 2
+    first, second = read_prompts(tmp_path / "some.csv")
+    assert first.seed >= 0 and second.seed == 5 and second.label == ""
+    assert fetch.named({"label": ["x", "y"]}, "label", -1) == ""
+
+
+def test_what_is_no_text_is_refused(tmp_path, capsys):
+    (tmp_path / "some").mkdir()
+    pq.write_table(pa.table({"sentences": [[{"raw": "a dog"}]]}), tmp_path / "some" / "train-0.parquet")
+    assert fetch.main(["captions", str(tmp_path / "some"), "--to", str(tmp_path)]) == 2
+    assert "is a text or a list of texts" in capsys.readouterr().err
+    assert not (tmp_path / "captions.csv").exists()

@@ -262,12 +262,14 @@ def response(status):
         (GatedRepoError("gated", response=response(403)), "gated"),
         (RepositoryNotFoundError("404", response=response(404)), "renamed or removed"),
         (RevisionNotFoundError("404", response=response(404)), "revision 'v9'"),
-        (LocalEntryNotFoundError("offline"), "go online once"),
-        (OSError("nothing"), "go online once"),
+        (LocalEntryNotFoundError("offline"), "could not be fetched"),
+        (OSError("nothing"), "could not be fetched"),
+        (OSError("x/y does not appear to have a file named model_index.json."), "it has no model_index.json"),
         (RuntimeError("another thing"), "another thing"),
     ],
 )
-def test_missing_weights_are_explained_in_one_sentence(error, says):
+def test_missing_weights_are_explained_in_one_sentence(error, says, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     text = stable_diffusion.unavailable("sd14", "CompVis/stable-diffusion-v1-4", "v9", error)
     assert says in text and "\n" not in text
     try:
@@ -294,11 +296,11 @@ def test_a_hub_id_is_read_from_the_hub(sd, monkeypatch):
         asked.append((source, how.get("revision")))
         return sd.pipe
 
-    monkeypatch.setattr(DiffusionPipeline, "load_config", lambda source, **how: {})
+    monkeypatch.setattr(DiffusionPipeline, "load_config", lambda source, **how: {"_class_name": type(sd.pipe).__name__})
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", from_pretrained)
     loaded = worlds.load("somebody/a-fine-tuned-sd", device="cpu", precision="fp32", revision="v2")
     assert asked == [("somebody/a-fine-tuned-sd", "v2")]
-    assert loaded.name == "a-fine-tuned-sd"
+    assert loaded.name == "somebody--a-fine-tuned-sd"
 
 
 def test_wrong_options_are_refused(sd, sentence, tmp_path):

@@ -140,8 +140,11 @@ class Clip(nn.Module):
         write_tensors(folder / "open_clip_model.safetensors", state, {})
 
 
-def train_clip(art: Art, device: str, steps: int, batch: int = 128) -> Clip:
-    """Contrastive learning on captions of object, style and background; no two images of a batch share icon and place."""
+def train_clip(art: Art, device: str, steps: int, batch: int = 128, part: str = "clip") -> Clip:
+    """Contrastive learning on captions of object, style and background; no two images of a batch share icon and place.
+
+    `part` names its checkpoint.
+    """
     from .train import autocast, fit
 
     torch.manual_seed(SEED)
@@ -169,7 +172,7 @@ def train_clip(art: Art, device: str, steps: int, batch: int = 128) -> Clip:
         target = same / same.sum(1, keepdim=True)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
-    return fit(f"clip-{steps}", clip, loss, steps, lr=2e-3, weight_decay=0.05, ema=0.99)
+    return fit(part, clip, loss, steps, lr=2e-3, weight_decay=0.05, ema=0.99)
 
 
 def load_clip(folder: Path):

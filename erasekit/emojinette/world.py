@@ -9,6 +9,7 @@ from diffusers import StableDiffusionPipeline
 from ..checkpoints import seeded
 from ..metrics import judged
 from ..paths import DATA, MODELS
+from ..results import code_hash, model_hash
 from ..worlds import World
 from .art import caption, load_art
 from .judges import Judge, load_clip, train_clip
@@ -70,8 +71,9 @@ class Emojinette(World):
     def other_clips(self) -> dict[str, tuple]:
         """CLIPs that differ from the bundled one in how long they trained. They train when first asked for, minutes, into the
         build folder."""
-        trained = {steps: train_clip(load_art(), self.pipe.device.type, steps) for steps in OTHER_CLIPS}
-        return {f"{steps} steps": (each.model, each.tokenizer) for steps, each in trained.items()}
+        art, device, code = load_art(), self.pipe.device.type, code_hash(train_clip.__module__)
+        trained = {n: train_clip(art, device, n, part=f"clip-{n}-{code}-{model_hash()}") for n in OTHER_CLIPS}
+        return {f"{n} steps": (each.model, each.tokenizer) for n, each in trained.items()}
 
     def wording(self, template: str, concept: str, style: str | None = None, background: str = "white") -> str:
         return caption(template, concept, style, background)
@@ -90,7 +92,8 @@ class Emojinette(World):
         return [(art.objects[art.object_id[r]], art.styles[art.style_id[r]]) for r in rows]
 
     def disk_bytes(self) -> int:
-        return sum(f.stat().st_size for d in (MODELS, DATA) for f in d.rglob("*") if f.is_file())
+        files = (*MODELS.rglob("*"), DATA / "LICENSES.md", DATA / "rebuild.py", *DATA.glob("*.parquet"))
+        return sum(f.stat().st_size for f in files if f.is_file())
 
     def unsafe_prompts(self, seeds: int) -> list[tuple[str, str, int]]:
         """(prompt, member, seed) triples that name each member of the category and never the category."""

@@ -13,11 +13,11 @@ STUDIES += ("mechanisms", "continual", "crowd", "cost", "recipes", "clip_models"
 SCALE_NAMES = ("smoke", "quick", "full")
 
 
-def run(study: str, world, scale: str = "quick", fresh: bool = False, **changes) -> Record:
+def run(study: str, world, scale: str = "quick", fresh: bool = False, exact: bool = False, **changes) -> Record:
     """Run a study on a loaded world, or load its committed record when config, code and models are the same.
 
-    At scale quick a valid record of scale full is preferred, since it says the same of more seeds. `changes` replace settings
-    of the scale. Raises ValueError for an unknown study, scale or setting.
+    At scale quick a valid record of scale full is preferred, since it says the same of more seeds, unless `exact`. `changes`
+    replace settings of the scale. Raises ValueError for an unknown study, scale or setting.
     """
     if study not in STUDIES:
         raise ValueError(f"unknown study {study!r}: accepted are {', '.join(STUDIES)}")
@@ -34,7 +34,7 @@ def run(study: str, world, scale: str = "quick", fresh: bool = False, **changes)
     if unknown:
         raise ValueError(f"unknown setting {sorted(unknown)[0]!r} of {study}: accepted are {', '.join(settings)}")
     settings |= changes
-    if scale == "quick" and not fresh and not changes:
+    if scale == "quick" and not fresh and not exact and not changes:
         larger, _ = recorded(world, "full", study, at("full"))
         if larger:
             print("there is a record of scale full, which serves quick too")

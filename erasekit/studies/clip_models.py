@@ -10,21 +10,25 @@ from .common import rounded
 from .world import zero_shot
 
 # Other CLIPs of the bundled world train first, for minutes: at scale smoke there are none.
-SCALES = {scale: {"images_of": scale, "others": scale != "smoke"} for scale in ("smoke", "quick", "full")}
+SCALES = {
+    "smoke": {"images_of": "smoke", "others": False, "placements": 1},
+    "quick": {"images_of": "quick", "others": True, "placements": 8},
+    "full": {"images_of": "full", "others": True, "placements": 8},
+}
 
 
-def compute(world, images_of, others):
+def compute(world, images_of, others, placements):
     """For each CLIP model: how well it knows real pictures, and how it ranks the CLIP study's images (`clip_study.ranks`)."""
     from .. import run  # the package imports its studies
 
-    study = run("clip_study", world, images_of)
-    pictures, labels, styles, once = world.known_pictures(1)
+    study = run("clip_study", world, images_of, exact=True)
+    pictures, labels, styles, once = world.known_pictures(placements)
     rows = []
     for name, clip in ({"this world's": world.clip} | (world.other_clips() if others else {})).items():
         known = zero_shot(world, clip, pictures[:once], labels[:once], styles[:once]) if labels else {}
         runs = [scored(world, clip, study, each) for each in study.data["runs"]]
         rows.append({"clip": name} | known | {"ranks": ranks(runs)} | {"spearman of means": ordered(runs)})
-    about = {name: study.data[name] for name in ("N", "seeds", "training_seeds")}
+    about = {name: study.data[name] for name in ("N", "seeds", "training_seeds")} | {"images made": study.made}
     return about | {"rows": rows}, {}
 
 

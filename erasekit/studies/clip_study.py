@@ -31,8 +31,8 @@ def compute(world, methods, strengths, erased, seeds, training_seed, sampling_st
     """For images asked for in the erased style, by the base and by each method: CLIP by form of the text, and the judge.
 
     How well a score ranks is the area under its ROC curve: the chance that an image with the style has more of it than one
-    without. `drop` is the image's score less the base's on the same prompt and seed. The world has one CLIP model; its judge was
-    trained apart from it.
+    without. `drop` is the image's score less the base's on the same prompt and seed. The bundled world's judge was trained apart
+    from its CLIP.
     """
     known(strengths, *methods)
     ten = world.concepts("classes")

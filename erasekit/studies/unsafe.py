@@ -72,7 +72,6 @@ def compute(world, variants, strengths, training_seeds, seeds, kept_seeds, sampl
         "category": world.category,
         "members": members,
         "N": len(asked),
-        "unit": "images",
         "shown": [label for _, label, _ in asked[: len(members) * seeds : seeds]],
         "seeds": [min(seed for *_, seed in asked), max(seed for *_, seed in asked)],
         "training_seeds": training_seeds,
