@@ -187,18 +187,16 @@ class StableDiffusion(World):
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
     def real_files(self, names: set[str]) -> list[Path]:
-        """The pictures of these classes in the `reference` folder, none without one. Raises ValueError if it has none of them."""
+        """The pictures of these classes in the `reference` folder: all there are for captions, which name no class ("").
+
+        Empty without the folder, or where it has no class of these. Raises ValueError for a folder without pictures.
+        """
         if not self.reference:
             return []
-        # Captions name no classes: then all pictures there are.
-        folders = [Path(self.reference) / name for name in sorted(names) if name] or [Path(self.reference)]
-        paths = [p for folder in folders for p in sorted(folder.rglob("*")) if p.suffix.lower() in PICTURES]
+        paths = sorted(p for p in Path(self.reference).rglob("*") if p.suffix.lower() in PICTURES)
         if not paths:
-            raise ValueError(
-                f"{self.reference} has no pictures of any of {', '.join(sorted(names)[:3])}, ...: it needs a folder named "
-                "as each, or, with captions of your own, any pictures"
-            )
-        return paths
+            raise ValueError(f"{self.reference} has no pictures: accepted are {', '.join(PICTURES)}")
+        return [p for p in paths if names <= {""} or p.parent.name in names]
 
 
 def load(name: str, device: str, precision: str, revision: str | None = None, **own) -> StableDiffusion:

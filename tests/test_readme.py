@@ -18,6 +18,7 @@ TABLES = {
     "clip_study",
     "clip_models",
     "mechanisms",
+    "cost",
     "attacks",
 }
 
