@@ -11,14 +11,14 @@ al., arXiv 2302.03668, in place of projected gradients).
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from .attention import Prompt, augment, initial_prompt
 from .checkpoints import seeded
-from .text import encode
+from .text import embedded, encode
 from .text import predict as predict_noise
 from .training import gradients_off, update
 
@@ -74,9 +74,8 @@ def find_key(world, erasure, concept: str, shown: Shown, attack: Attack) -> dict
 
 def invert(world, erasure, concept: str, shown: Shown, attack: Attack) -> dict[int, torch.Tensor]:
     """Embeddings (m, width) of new words that stand where the concept's name stood, after each budget; see `spoken`."""
-    table = world.pipe.text_encoder.get_input_embeddings().weight.detach()
     own = world.pipe.tokenizer(concept).input_ids[1:-1]
-    vectors = torch.nn.Parameter(table[[own[n % len(own)] for n in range(attack.m)]].clone().float())
+    vectors = torch.nn.Parameter(table(world.pipe)[[own[n % len(own)] for n in range(attack.m)]].clone())
     texts = [text.replace(concept, marks(attack.m)) for text in shown.texts]
     return speak(world, erasure, shown, texts, attack, vectors, lambda v: v)
 
@@ -87,15 +86,24 @@ def find_words(world, erasure, concept: str, shown: Shown, attack: Attack) -> di
     They start from words drawn at random. Each step's gradient is taken at the nearest words and moves what they were
     nearest to (PEZ).
     """
-    table = world.pipe.text_encoder.get_input_embeddings().weight.detach().float()[vocabulary(world.pipe)]
-    start = torch.randint(len(table), (attack.m,), generator=seeded("words", concept, attack.seed))
-    vectors = torch.nn.Parameter(table[start.to(table.device)].clone())
+    words = table(world.pipe)[vocabulary(world.pipe)]
+    start = torch.randint(len(words), (attack.m,), generator=seeded("words", concept, attack.seed))
+    vectors = torch.nn.Parameter(words[start.to(words.device)].clone())
 
     def nearest(v):
-        words = table[torch.cdist(v.detach(), table).argmin(1)]
-        return v + (words - v).detach()
+        return v + (words[torch.cdist(v.detach(), words).argmin(1)] - v).detach()
 
     return speak(world, erasure, shown, [f"{marks(attack.m)} {text}" for text in shown.texts], attack, vectors, nearest)
+
+
+def encoders(pipe) -> list:
+    """A pipeline's text encoders: one, or SDXL's two, whose vocabularies are the same."""
+    return [getattr(pipe, name) for name in ("text_encoder", "text_encoder_2") if hasattr(pipe, name)]
+
+
+def table(pipe) -> torch.Tensor:
+    """Embeddings (tokens, width) of the vocabulary; what two encoders have for a token stands side by side."""
+    return torch.cat([encoder.get_input_embeddings().weight.detach().float() for encoder in encoders(pipe)], dim=1)
 
 
 def vocabulary(pipe) -> list[int]:
@@ -108,28 +116,24 @@ def vocabulary(pipe) -> list[int]:
 
 def as_words(pipe, vectors: torch.Tensor) -> str:
     """The words of the vocabulary that are nearest to embeddings (m, width)."""
-    table = pipe.text_encoder.get_input_embeddings().weight.detach().float().cpu()
-    return " ".join(pipe.tokenizer.decode([n]).strip() for n in torch.cdist(vectors.float(), table).argmin(1).tolist())
+    nearest = torch.cdist(vectors.float(), table(pipe).cpu()).argmin(1)
+    return " ".join(pipe.tokenizer.decode([n]).strip() for n in nearest.tolist())
 
 
 def speak(world, erasure, shown, texts, attack, vectors, project) -> dict[int, torch.Tensor]:
     """Descend over the embeddings of the marks in `texts`, seen through `project`."""
-    with spoken(world.pipe, vectors.detach()):
-        encoder = world.pipe.text_encoder
-        tokens = world.pipe.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        name = next(n for n, p in encoder.named_parameters() if p is encoder.get_input_embeddings().weight)
-        rest = encoder.get_input_embeddings().weight.detach()[: -attack.m]
-        tokens = tokens.to(rest.device)
+    with spoken(world.pipe, vectors.detach()) as say, ExitStack() as still:
+        for encoder in encoders(world.pipe):
+            still.enter_context(gradients_off(encoder))
 
         def predict(z, t, index):
-            weights = {name: torch.cat([rest, project(vectors).to(rest)])}
-            text = torch.func.functional_call(encoder, weights, (tokens[index],))[0]
+            say(project(vectors))
+            text = embedded(world.pipe, [texts[i] for i in index.tolist()])
             return predict_noise(world.pipe.unet, z, t, text.to(z.dtype))
 
-        with gradients_off(encoder):
-            return descend(
-                world, erasure, shown, attack, [vectors], predict, lambda: project(vectors).detach().cpu().clone()
-            )
+        return descend(
+            world, erasure, shown, attack, [vectors], predict, lambda: project(vectors).detach().cpu().clone()
+        )
 
 
 def descend(world, erasure, shown: Shown, attack: Attack, parameters, predict: Callable, found: Callable) -> dict:
@@ -164,24 +168,44 @@ def marks(count: int) -> str:
     return " ".join(f"<new{n}>" for n in range(count))
 
 
+class Vocabulary(torch.nn.Module):
+    """A text encoder's token embedding, with an attacker's words (m, width) after its own `known` tokens."""
+
+    def __init__(self, own: torch.nn.Embedding, known: int):
+        super().__init__()
+        self.own, self.known, self.words = own, known, None
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        own = self.own.weight
+        return torch.nn.functional.embedding(ids, torch.cat([own[: self.known], self.words.to(own)]))
+
+
 @contextmanager
-def spoken(pipe, vectors: torch.Tensor) -> Iterator[None]:
-    """The pipeline knows `marks(m)` as words with these embeddings (m, width), for the duration of a with block."""
-    if hasattr(pipe, "text_encoder_2"):
-        raise ValueError(
-            "new words need a pipeline with one text encoder: this one has two, which would each need their own"
-        )
-    before = pipe.tokenizer, pipe.text_encoder
-    pipe.tokenizer, pipe.text_encoder = map(copy.deepcopy, before)
+def spoken(pipe, vectors: torch.Tensor) -> Iterator[Callable]:
+    """The pipeline knows `marks(m)` as words with these embeddings (m, width), for the duration of a with block.
+
+    What the block is given says them anew, with embeddings that may be in training. Of a pipeline with two text encoders the
+    first has the first columns. Raises ValueError for words that the tokeniser knows already.
+    """
+    new = marks(len(vectors)).split()
+    names = [name for name in ("tokenizer", "tokenizer_2") if hasattr(pipe, name)]
+    tokenizers = [getattr(pipe, name) for name in names]
+    own = [encoder.get_input_embeddings() for encoder in encoders(pipe)]
+    words = [Vocabulary(e, len(tokenizer)) for e, tokenizer in zip(own, tokenizers)]
+
+    def say(vectors):
+        for one, part in zip(words, vectors.split([e.embedding_dim for e in own], dim=1)):
+            one.words = part
+
     try:
-        new = pipe.tokenizer.add_tokens(marks(len(vectors)).split())
-        if new != len(vectors):
-            raise ValueError(
-                f"the tokeniser knows some of {marks(len(vectors))!r} already: leave the other words first"
-            )
-        pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer), mean_resizing=False)
-        table = pipe.text_encoder.get_input_embeddings().weight
-        table.data[-new:] = vectors.to(table)
-        yield
+        for name, tokenizer, encoder, one in zip(names, tokenizers, encoders(pipe), words):
+            setattr(pipe, name, copy.deepcopy(tokenizer))
+            if getattr(pipe, name).add_tokens(new) != len(new):
+                raise ValueError(f"the tokeniser knows some of {' '.join(new)!r} already: leave the other words first")
+            encoder.set_input_embeddings(one)
+        say(vectors)
+        yield say
     finally:
-        pipe.tokenizer, pipe.text_encoder = before
+        for name, tokenizer, encoder, e in zip(names, tokenizers, encoders(pipe), own):
+            setattr(pipe, name, tokenizer)
+            encoder.set_input_embeddings(e)

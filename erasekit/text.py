@@ -28,18 +28,22 @@ def tokens(pipe, texts: list[str]) -> torch.Tensor:
 def encoded(pipe, texts: list[str]) -> torch.Tensor:
     unique = list(dict.fromkeys(texts))
     with torch.no_grad():
-        if pooled_width(pipe.unet):
-            embeddings, _, pooled, _ = pipe.encode_prompt(
-                unique, device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-            )
-            side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-            sizes = torch.tensor([[side, side, 0, 0, side, side]]).expand(len(unique), -1).to(pooled)
-            row = torch.cat([pooled, sizes], dim=1)
-            row = torch.nn.functional.pad(row, (0, embeddings.shape[-1] - row.shape[-1]))
-            embeddings = torch.cat([embeddings, row[:, None]], dim=1)
-        else:
-            embeddings = pipe.encode_prompt(unique, pipe.device, 1, False)[0]
+        embeddings = embedded(pipe, unique)
     return embeddings[[unique.index(text) for text in texts]]
+
+
+def embedded(pipe, texts: list[str]) -> torch.Tensor:
+    """`encode`'s rows for texts that are not empty, each encoded by itself; a gradient passes."""
+    if not pooled_width(pipe.unet):
+        return pipe.encode_prompt(texts, pipe.device, 1, False)[0]
+    embeddings, _, pooled, _ = pipe.encode_prompt(
+        texts, device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    sizes = torch.tensor([[side, side, 0, 0, side, side]]).expand(len(texts), -1).to(pooled)
+    row = torch.cat([pooled, sizes], dim=1)
+    row = torch.nn.functional.pad(row, (0, embeddings.shape[-1] - row.shape[-1]))
+    return torch.cat([embeddings, row[:, None]], dim=1)
 
 
 def said(unet, text: torch.Tensor) -> torch.Tensor:

@@ -63,18 +63,9 @@ def anywhere(sd, monkeypatch, tmp_path):  # noqa: F811
     return sd
 
 
-# Each study on 1, and on 2 or XL in turn. Attackers' new words need one text encoder; see the refusal below.
-REFUSED_BY_XL = ("recovery", "attacks")
+# Each study on 1, and on 2 or XL in turn; attackers' words have two text encoders to be learned for on XL.
 RUNS = [("1", study) for study in STUDIES]
-RUNS += [("XL" if n % 2 and study not in REFUSED_BY_XL else "2", study) for n, study in enumerate(STUDIES)]
-
-
-@pytest.mark.parametrize("study", REFUSED_BY_XL)
-@pytest.mark.parametrize("sd", ["XL"], indirect=True)
-def test_what_xl_cannot_run_is_refused_in_one_sentence(anywhere, study, sentence):
-    with pytest.raises(ValueError, match="one text encoder") as error:
-        run(study, anywhere, "smoke")
-    sentence(error)
+RUNS += [("XL" if n % 2 or study in ("recovery", "attacks") else "2", study) for n, study in enumerate(STUDIES)]
 
 
 @pytest.mark.parametrize("sd, study", RUNS, indirect=["sd"])

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from erasekit import losses, stable_diffusion, worlds
-from erasekit.attacks import Attack, Shown, find_key, invert
+from erasekit.attacks import Attack, Shown, find_key, find_words, invert, marks, spoken, table
 from erasekit.attention import Prompt, augment
 from erasekit.baselines import METHODS, erase, settings
 from erasekit.kpop import KPOP, kpop
@@ -212,17 +212,22 @@ def test_an_unknown_prediction_type_is_refused(sentence):
     assert "'sample'" in sentence(error) and "v_prediction" in sentence(error)
 
 
-def test_attacks_on_any_stable_diffusion(sd, sentence):
+def test_attacks_on_any_stable_diffusion(sd):
+    """Keys are as wide as cross-attention's text; words as all text encoders' embeddings, and forgotten afterwards."""
     made = erase(sd, ["fish"], "esd-x", settings("esd-x", steps=1, batch=2), progress=False)
     shown = Shown(torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), ["Image of fish"] * 2)
     attack = Attack(budgets=(2,), m=2, batch=2)
     assert find_key(sd, made, "fish", shown, attack)[2].k.shape == (2, 32)
-    if pooled_width(sd.pipe.unet):
-        with pytest.raises(ValueError, match="one text encoder") as error:
-            invert(sd, made, "fish", shown, attack)
-        sentence(error)
-    else:
-        assert invert(sd, made, "fish", shown, attack)[2].shape == (2, 32)
+    plain, width = encode(sd.pipe, ["Image of fish"]), table(sd.pipe).shape[1]
+    for search in (invert, find_words):
+        found = search(sd, made, "fish", shown, attack)
+        assert found[2].shape == (2, width)
+        with spoken(sd.pipe, found[2]):
+            assert not torch.equal(encode(sd.pipe, [f"Image of {marks(2)}"]), plain)
+        assert torch.equal(encode(sd.pipe, ["Image of fish"]), plain)
+    # A gradient reaches the words through every encoder.
+    moved = invert(sd, made, "fish", shown, attack)
+    assert (moved[2] != moved[0]).any(0).all()
 
 
 def test_a_key_of_another_width_is_refused(sd):
