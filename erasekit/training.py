@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from .artifacts import Erasure, check_plain
 from .checkpoints import optimizer_state, read_tensors, restore_optimizer, seeded, write_tensors
 from .results import provenance
 from .text import encode, predict
-from .trajectories import ROLL, roll
+from .trajectories import ROLL, LatentPool, roll, trajectory
 
 SAVE_EVERY = 30  # seconds between checkpoints
 PAPER_STEPS = 50  # of the trajectories that the recipe "paper" rolls
@@ -74,21 +74,30 @@ class WeightTraining(Training):
 
 
 RECIPES = ("pool", "paper")
+ROLLERS = ("frozen", "current")
 
 
 @dataclass(frozen=True)
 class Rolled(WeightTraining):
     """Settings of the methods that offer their publication's way to latents beside ours.
 
-    "pool": all latents of trajectories that the frozen model rolled once. "paper": for every step a new trajectory of the
+    "pool": all latents of trajectories that the frozen model rolled before. "paper": for every step a new trajectory of the
     model as it is now, of which one latent is used; what is retained is asked at that latent too.
     """
 
     recipe: str = "pool"
+    # Model updates after which each erased text's oldest trajectory in the pool gives way to a new one; None: never.
+    refresh: int | None = None
+    roller: str = "frozen"  # who rolls the new ones: "frozen", or "current", the model in training as it is then
 
     def __post_init__(self):
         super().__post_init__()
         accept("recipe", self.recipe, RECIPES)
+        accept("roller", self.roller, ROLLERS)
+        if self.refresh is not None and (self.refresh < 1 or self.recipe == "paper"):
+            raise ValueError(
+                f"refresh={self.refresh} is not possible with recipe={self.recipe!r}: it is at least 1, and of a pool"
+            )
 
 
 class Student:
@@ -240,6 +249,30 @@ class Bench:
             )
         return z, t, said[: len(index)], said[len(index) :]
 
+    @torch.no_grad()
+    def renew(self, n: int) -> None:
+        """Roll each erased text once more, by the configured roller; at its latents, too, the frozen model is what counts."""
+        slot = (n // self.config.refresh - 1) % self.pool.latents.shape[1]
+        how = self.config.roll | {"seeds": 1}
+        for i, subject in enumerate(zip(self.texts[: self.erased], self.bases)):
+            if self.config.roller == "frozen":
+                with self.student.frozen():
+                    z, eps, null, *_ = trajectory(self.world, *subject, [self.config.seed, n], **how)
+            else:
+                z, *_, t = trajectory(self.world, *subject, [self.config.seed, n], **how)
+                with self.student.frozen():
+                    eps, null = (self.said_along(z[0], t, text) for text in subject)
+            for kept, new in zip((self.pool.latents, self.pool.eps, self.pool.null), (z, eps, null)):
+                kept[i, slot] = new.reshape(kept[i, slot].shape)
+
+    def said_along(self, z: torch.Tensor, t: torch.Tensor, text: str) -> torch.Tensor:
+        """What the U-Net predicts of a text at each latent (steps, C, h, w) of a trajectory, on the CPU."""
+        embedding = encode(self.world.pipe, [text])
+        parts = zip(
+            z.to(self.device, self.unet.dtype).split(self.world.batch), t.to(self.device).split(self.world.batch)
+        )
+        return torch.cat([self.predict(z, t, embedding.expand(len(t), -1, -1)).cpu() for z, t in parts])
+
     def error_weight(self, t: torch.Tensor) -> torch.Tensor:
         """The weight (B,) of the configured error space at time steps (B,)."""
         prediction = self.world.pipe.scheduler.config.prediction_type
@@ -272,7 +305,7 @@ class Bench:
         many there will be, so a checkpoint of a shorter training goes on too.
         """
         history: list[dict[str, float]] = []
-        total, identity = self.config.steps, self.identity
+        total, identity, refresh = self.config.steps, self.identity, getattr(self.config, "refresh", None)
         if checkpoint and Path(checkpoint).exists():
             stored, meta = read_tensors(checkpoint)
             if lengthless(meta["identity"]) != lengthless(identity):
@@ -288,17 +321,23 @@ class Bench:
                 for name, tensor in tensors.items():
                     tensor.data.copy_(stored[f"{player}.{name}"])
                 restore_optimizer(optimizer, f"adam.{player}", stored)
+            if refresh:
+                self.pool = LatentPool(**{f.name: stored[f"pool.{f.name}"] for f in fields(LatentPool)})
             history = meta["history"]
         bar = tqdm(range(len(history), total), initial=len(history), total=total, disable=not progress, mininterval=1)
         bar.set_description(f"{self.method}: {', '.join(self.concepts)}")
         saved = time.time()
         for n in bar:
+            if refresh and n and n % refresh == 0:
+                self.renew(n)
             history.append(step(n))
             bar.set_postfix({k: f"{v:.3f}" for k, v in history[-1].items()}, refresh=False)
             if checkpoint and (time.time() - saved > SAVE_EVERY or n + 1 == total):
                 state = {f"{p}.{name}": t for p, (tensors, _) in players.items() for name, t in tensors.items()}
                 for player, (_, optimizer) in players.items():
                     state |= optimizer_state(optimizer, f"adam.{player}")
+                if refresh:
+                    state |= {f"pool.{f.name}": getattr(self.pool, f.name) for f in fields(LatentPool)}
                 write_tensors(checkpoint, state, {"identity": identity, "history": history}, private=True)
                 saved = time.time()
         return history

@@ -397,6 +397,47 @@ def test_an_unknown_recipe_is_refused(sentence):
     assert "paper" in sentence(error)
 
 
+@pytest.mark.parametrize("roller", ["frozen", "current"])
+def test_the_pool_is_renewed_by_the_roller_and_the_frozen_model_is_asked(toy, roller, monkeypatch, tmp_path):
+    """Every second step each erased text's oldest trajectory gives way to a new one; a killed run goes on with the same pool."""
+    pools, renew = [], training.Bench.renew
+
+    def watched(bench, n):
+        before = bench.pool.latents.clone()
+        renew(bench, n)
+        z, t, pool = bench.pool.latents, bench.pool.timesteps, bench.pool
+        changed = [(i, s) for i in range(len(z)) for s in range(z.shape[1]) if not torch.equal(z[i, s], before[i, s])]
+        with torch.no_grad(), bench.student.frozen():
+            said = [
+                [bench.said_along(z[i, s], t, text) for text in (bench.texts[i], bench.bases[i])] for i, s in changed
+            ]
+        assert all(torch.allclose(eps, pool.eps[at], atol=1e-5) for at, (eps, _) in zip(changed, said))
+        assert all(torch.allclose(null, pool.null[at], atol=1e-5) for at, (_, null) in zip(changed, said))
+        pools.append((n, changed, z.clone()))
+
+    monkeypatch.setattr(training.Bench, "renew", watched)
+    how = {"steps": 5, "rolled": 2, "refresh": 2, "roller": roller, "retain": ("dog",), "lr": 1e-2}
+    straight = hide(toy, **how)
+    assert [(n, changed) for n, changed, _ in pools] == [(2, [(0, 0)]), (4, [(0, 1)])], "of what is erased, the oldest"
+    path = tmp_path / "run.safetensors"
+    hide(toy, checkpoint=path, **how | {"steps": 3})
+    longer = hide(toy, checkpoint=path, **how)
+    assert same(state(longer), state(straight)) and torch.equal(pools[-1][2], pools[1][2])
+    # Only the current model's trajectories depend on how far the training is.
+    slower = hide(toy, **how | {"lr": 0.0})
+    assert torch.equal(pools[-1][2], pools[1][2]) == (roller == "frozen"), slower
+
+
+def test_a_pool_that_cannot_be_renewed_is_refused(sentence):
+    for how in ({"refresh": 0}, {"refresh": 5, "recipe": "paper"}):
+        with pytest.raises(ValueError, match="refresh=") as error:
+            settings("esd-x", **how)
+        sentence(error)
+    with pytest.raises(ValueError, match="roller 'old'") as error:
+        settings("esd-x", roller="old")
+    sentence(error)
+
+
 def test_evaluations_are_counted_as_samples(toy):
     with counted(toy.pipe.unet) as count:
         sample(toy.pipe, ["a church", "a dog", "a fish"], [0, 1, 2], steps=4, batch_size=2)
