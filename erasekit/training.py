@@ -75,6 +75,7 @@ class WeightTraining(Training):
 
 RECIPES = ("pool", "paper")
 ROLLERS = ("frozen", "current")
+LATENTS = ("own", "erased")
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,14 @@ class Rolled(WeightTraining):
     # Model updates after which each erased text's oldest trajectory in the pool gives way to a new one; None: never.
     refresh: int | None = None
     roller: str = "frozen"  # who rolls the new ones: "frozen", or "current", the model in training as it is then
+    # Where what is retained is asked: at latents of its "own" trajectories, or at the "erased" texts', as "paper" always does.
+    retained_at: str = "own"
 
     def __post_init__(self):
         super().__post_init__()
         accept("recipe", self.recipe, RECIPES)
         accept("roller", self.roller, ROLLERS)
+        accept("retained_at", self.retained_at, LATENTS)
         if self.refresh is not None and (self.refresh < 1 or self.recipe == "paper"):
             raise ValueError(
                 f"refresh={self.refresh} is not possible with recipe={self.recipe!r}: it is at least 1, and of a pool"
@@ -194,8 +198,8 @@ class Bench:
         self.texts = [text for _, (text, _) in subjects] + [text for text, _ in retained]
         self.pool, self.student = None, None
         if getattr(config, "recipe", "pool") == "pool":
-            # One pool for what is erased and, so that each text is kept on its own trajectories, for what is retained.
-            self.pool = roll(world, [s for _, s in subjects] + retained, config.seed, **config.roll)
+            own = retained if getattr(config, "retained_at", "own") == "own" else []
+            self.pool = roll(world, [s for _, s in subjects] + own, config.seed, **config.roll)
         self.bases = [base for _, (_, base) in subjects]
         self.embeddings = encode(world.pipe, self.texts)
         self.alphas = world.pipe.scheduler.alphas_cumprod.to(self.device)
@@ -211,13 +215,17 @@ class Bench:
         index = torch.randint(self.erased, (n,), generator=generator)
         if retained and self.retained:
             index = torch.cat([index, self.erased + torch.randint(self.retained, (n,), generator=generator)])
-        z, t, eps, null = self.pool.draw(index, generator) if self.pool else self.rolled(index, generator)
-        z, t, eps, null = (
-            z.to(self.device, self.unet.dtype),
-            t.to(self.device),
-            eps.to(self.device),
-            null.to(self.device),
-        )
+        if self.pool:
+            own = index[index < len(self.pool.latents)]
+            z, t, eps, null = (x.to(self.device) for x in self.pool.draw(own, generator))
+            if len(own) < len(index):  # what has no trajectories of its own
+                z, t = z.repeat(2, 1, 1, 1), t.repeat(2)
+                with self.student.frozen():
+                    said = self.predict(z[n:].to(self.unet.dtype), t[n:], self.embeddings[index[n:].to(self.device)])
+                eps = torch.cat([eps, said])
+        else:
+            z, t, eps, null = self.rolled(index, generator)
+        z = z.to(self.unet.dtype)
         weight = self.error_weight(t)
         return Batch(n, index, z, t, self.embeddings[index.to(self.device)], eps, null, weight)
 

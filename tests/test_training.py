@@ -428,14 +428,37 @@ def test_the_pool_is_renewed_by_the_roller_and_the_frozen_model_is_asked(toy, ro
     assert torch.equal(pools[-1][2], pools[1][2]) == (roller == "frozen"), slower
 
 
+def test_what_is_retained_is_asked_at_the_erased_texts_latents(toy):
+    """That costs no trajectories, and one answer of the frozen model for each sample."""
+    concepts, n = toy.concepts("pair"), 3
+    how = {"steps": 2, "batch": n, "rolled": 2, "retain": ("dog", "fish"), "lr": 1e-2}
+    toy.trajectories.clear()
+    with counted(toy.pipe.unet) as count:
+        made = erase(toy, concepts, "esd-x", settings("esd-x", retained_at="erased", **how), progress=False)
+    assert count.evaluations == 2 * len(concepts) * 2 * training.ROLL["steps"] + 2 * 3 * n
+    assert made.delta and len(toy.trajectories) == len(concepts)
+
+    bench = training.Bench(toy, concepts, settings("esd-x", retained_at="erased", **how), "esd")
+    with training.Student(bench.unet, "x").training() as student:
+        bench.student = student
+        for p in student.parameters.values():
+            p.data += 0.1
+        b = bench.draw("removal", 0)
+        assert torch.equal(b.z[:n], b.z[n:]) and torch.equal(b.t[:n], b.t[n:])
+        assert (b.index[:n] < bench.erased).all() and (b.index[n:] >= bench.erased).all() and len(b.null) == n
+        with student.frozen():
+            assert torch.allclose(bench.predict(b.z, b.t, b.text), b.eps, atol=1e-4)
+
+
 def test_a_pool_that_cannot_be_renewed_is_refused(sentence):
     for how in ({"refresh": 0}, {"refresh": 5, "recipe": "paper"}):
         with pytest.raises(ValueError, match="refresh=") as error:
             settings("esd-x", **how)
         sentence(error)
-    with pytest.raises(ValueError, match="roller 'old'") as error:
-        settings("esd-x", roller="old")
-    sentence(error)
+    for name in ("roller", "retained_at"):
+        with pytest.raises(ValueError, match=f"{name} 'old'") as error:
+            settings("esd-x", **{name: "old"})
+        sentence(error)
 
 
 def test_evaluations_are_counted_as_samples(toy):
