@@ -176,36 +176,52 @@ class Vocabulary(torch.nn.Module):
         self.own, self.known, self.words = own, known, None
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        own = self.own.weight
-        return torch.nn.functional.embedding(ids, torch.cat([own[: self.known], self.words.to(own)]))
+        known = self.own(ids.clamp(max=self.known - 1))
+        said = torch.nn.functional.embedding((ids - self.known).clamp(min=0), self.words.to(known))
+        return torch.where((ids >= self.known)[..., None], said, known)
 
 
 @contextmanager
 def spoken(pipe, vectors: torch.Tensor) -> Iterator[Callable]:
     """The pipeline knows `marks(m)` as words with these embeddings (m, width), for the duration of a with block.
 
-    What the block is given says them anew, with embeddings that may be in training. Of a pipeline with two text encoders the
-    first has the first columns. Raises ValueError for words that the tokeniser knows already.
+    The block gets a function that replaces the embeddings, also by ones in training. Of a pipeline with two text encoders the
+    first has the first columns. Raises ValueError for words that the tokeniser knows already, or embeddings of another width.
     """
     new = marks(len(vectors)).split()
     names = [name for name in ("tokenizer", "tokenizer_2") if hasattr(pipe, name)]
     tokenizers = [getattr(pipe, name) for name in names]
+    if known := [word for word in new if any(word in tokenizer.get_vocab() for tokenizer in tokenizers)]:
+        raise ValueError(f"the tokeniser knows {' '.join(known)!r} already: leave the other words first")
     own = [encoder.get_input_embeddings() for encoder in encoders(pipe)]
     words = [Vocabulary(e, len(tokenizer)) for e, tokenizer in zip(own, tokenizers)]
+    widths = [e.embedding_dim for e in own]
+    if vectors.shape[1] != sum(widths):
+        raise ValueError(f"words of this model are {sum(widths)} wide: these are {vectors.shape[1]}")
+    # Published encoders take the largest token for a text's end, where they pool; the new words' are larger. So it is named.
+    pooling = [
+        (part, part.eos_token_id, tokenizer.eos_token_id)
+        for encoder, tokenizer in zip(encoders(pipe), tokenizers)
+        for part in encoder.modules()
+        if hasattr(part, "eos_token_id")
+    ]
 
-    def say(vectors):
-        for one, part in zip(words, vectors.split([e.embedding_dim for e in own], dim=1)):
+    def say(embeddings):
+        for one, part in zip(words, embeddings.split(widths, dim=1)):
             one.words = part
 
     try:
         for name, tokenizer, encoder, one in zip(names, tokenizers, encoders(pipe), words):
             setattr(pipe, name, copy.deepcopy(tokenizer))
-            if getattr(pipe, name).add_tokens(new) != len(new):
-                raise ValueError(f"the tokeniser knows some of {' '.join(new)!r} already: leave the other words first")
+            getattr(pipe, name).add_tokens(new)
             encoder.set_input_embeddings(one)
+        for part, _, end in pooling:
+            part.eos_token_id = end
         say(vectors)
         yield say
     finally:
         for name, tokenizer, encoder, e in zip(names, tokenizers, encoders(pipe), own):
             setattr(pipe, name, tokenizer)
             encoder.set_input_embeddings(e)
+        for part, before, _ in pooling:
+            part.eos_token_id = before

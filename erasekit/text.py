@@ -33,7 +33,7 @@ def encoded(pipe, texts: list[str]) -> torch.Tensor:
 
 
 def embedded(pipe, texts: list[str]) -> torch.Tensor:
-    """`encode`'s rows for texts that are not empty, each encoded by itself; a gradient passes."""
+    """`encode`'s rows as the encoders have them, for each text by itself; a gradient passes."""
     if not pooled_width(pipe.unet):
         return pipe.encode_prompt(texts, pipe.device, 1, False)[0]
     embeddings, _, pooled, _ = pipe.encode_prompt(

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from .artifacts import Erasure, check_plain
 from .checkpoints import optimizer_state, read_tensors, restore_optimizer, seeded, write_tensors
 from .results import provenance
 from .text import encode, predict
-from .trajectories import ROLL, LatentPool, roll, trajectory
+from .trajectories import ROLL, roll, trajectory
 
 SAVE_EVERY = 30  # seconds between checkpoints
 PAPER_STEPS = 50  # of the trajectories that the recipe "paper" rolls
@@ -82,8 +82,8 @@ LATENTS = ("own", "erased")
 class Rolled(WeightTraining):
     """Settings of the methods that offer their publication's way to latents beside ours.
 
-    "pool": all latents of trajectories that the frozen model rolled before. "paper": for every step a new trajectory of the
-    model as it is now, of which one latent is used; what is retained is asked at that latent too.
+    "pool": all latents of trajectories that were rolled before, by the frozen model unless `roller` says otherwise. "paper":
+    for every step a new trajectory of the model as it is now, of which one latent is used; what is retained is asked there too.
     """
 
     recipe: str = "pool"
@@ -101,6 +101,10 @@ class Rolled(WeightTraining):
         if self.refresh is not None and (self.refresh < 1 or self.recipe == "paper"):
             raise ValueError(
                 f"refresh={self.refresh} is not possible with recipe={self.recipe!r}: it is at least 1, and of a pool"
+            )
+        if self.roller != "frozen" and not self.refresh:
+            raise ValueError(
+                f"roller={self.roller!r} is not possible without refresh, the number of updates after which it rolls"
             )
 
 
@@ -170,7 +174,8 @@ class Batch:
     """`n` samples of what is erased, then as many of what is retained, if anything is.
 
     `index` (B,) of each sample's text, latents `z` (B, C, h, w), time steps `t` (B,), embeddings `text`, the frozen model's
-    predictions `eps` for that text and `null` for the text it is erased towards, and `weight` (B,), of the error space.
+    predictions `eps` for that text and `null`, of the first `n` at least, for the text it is erased towards, and `weight` (B,),
+    of the error space.
     """
 
     n: int
@@ -210,7 +215,7 @@ class Bench:
         self.identity = {"method": method, "concepts": self.concepts, "base": base, "config": settings}
 
     def draw(self, purpose: str, step: int, *more: int, retained: bool = True) -> Batch:
-        """The batch of a step; it depends on the seed, the purpose and the step alone. `retained=False` leaves that part out."""
+        """The batch of a step, drawn by the seed, the purpose and the step alone. `retained=False` leaves that part out."""
         generator, n = seeded(purpose, self.config.seed, step, *more), self.config.batch
         index = torch.randint(self.erased, (n,), generator=generator)
         if retained and self.retained:
@@ -218,14 +223,14 @@ class Bench:
         if self.pool:
             own = index[index < len(self.pool.latents)]
             z, t, eps, null = (x.to(self.device) for x in self.pool.draw(own, generator))
+            z = z.to(self.unet.dtype)
             if len(own) < len(index):  # what has no trajectories of its own
                 z, t = z.repeat(2, 1, 1, 1), t.repeat(2)
                 with self.student.frozen():
-                    said = self.predict(z[n:].to(self.unet.dtype), t[n:], self.embeddings[index[n:].to(self.device)])
+                    said = self.predict(z[n:], t[n:], self.embeddings[index[n:].to(self.device)])
                 eps = torch.cat([eps, said])
         else:
             z, t, eps, null = self.rolled(index, generator)
-        z = z.to(self.unet.dtype)
         weight = self.error_weight(t)
         return Batch(n, index, z, t, self.embeddings[index.to(self.device)], eps, null, weight)
 
@@ -259,19 +264,19 @@ class Bench:
 
     @torch.no_grad()
     def renew(self, n: int) -> None:
-        """Roll each erased text once more, by the configured roller; at its latents, too, the frozen model is what counts."""
-        slot = (n // self.config.refresh - 1) % self.pool.latents.shape[1]
-        how = self.config.roll | {"seeds": 1}
-        for i, subject in enumerate(zip(self.texts[: self.erased], self.bases)):
+        """Each erased text's oldest trajectory gives way to a new one; whoever rolls it, theta's answers are kept."""
+        pool, slot = self.pool, (n // self.config.refresh - 1) % self.pool.latents.shape[1]
+        for i, (text, base) in enumerate(zip(self.texts[: self.erased], self.bases)):
+            how = {"seed": [self.config.seed, n], **self.config.roll} | {"seeds": 1}
             if self.config.roller == "frozen":
                 with self.student.frozen():
-                    z, eps, null, *_ = trajectory(self.world, *subject, [self.config.seed, n], **how)
+                    z, eps, null, clean, _ = trajectory(self.world, text, base, **how)
             else:
-                z, *_, t = trajectory(self.world, *subject, [self.config.seed, n], **how)
+                z, *_, clean, t = trajectory(self.world, text, "", **how)
                 with self.student.frozen():
-                    eps, null = (self.said_along(z[0], t, text) for text in subject)
-            for kept, new in zip((self.pool.latents, self.pool.eps, self.pool.null), (z, eps, null)):
-                kept[i, slot] = new.reshape(kept[i, slot].shape)
+                    eps, null = (self.said_along(z[0], t, asked)[None] for asked in (text, base))
+            for kept, new in zip((pool.latents, pool.eps, pool.null, pool.clean), (z, eps, null, clean)):
+                kept[i, slot] = new[0]
 
     def said_along(self, z: torch.Tensor, t: torch.Tensor, text: str) -> torch.Tensor:
         """What the U-Net predicts of a text at each latent (steps, C, h, w) of a trajectory, on the CPU."""
@@ -309,11 +314,13 @@ class Bench:
     ) -> list[dict[str, float]]:
         """Call `step(n)`, which updates the players and returns its losses, and resume from `checkpoint` if it is this run's.
 
-        A player is its named tensors and their optimiser. Returns the losses of every step. Nothing in a step depends on how
-        many there will be, so a checkpoint of a shorter training goes on too.
+        A player is its named tensors and their optimiser. The pool is renewed on the way. Returns the losses of every step.
+        Nothing in a step depends on how many there will be, so a checkpoint of a shorter training goes on too.
         """
         history: list[dict[str, float]] = []
         total, identity, refresh = self.config.steps, self.identity, getattr(self.config, "refresh", None)
+        changing = ("latents", "eps", "null", "clean") if refresh else ()
+        renewed = {name: getattr(self.pool, name)[: self.erased] for name in changing}
         if checkpoint and Path(checkpoint).exists():
             stored, meta = read_tensors(checkpoint)
             if lengthless(meta["identity"]) != lengthless(identity):
@@ -329,8 +336,8 @@ class Bench:
                 for name, tensor in tensors.items():
                     tensor.data.copy_(stored[f"{player}.{name}"])
                 restore_optimizer(optimizer, f"adam.{player}", stored)
-            if refresh:
-                self.pool = LatentPool(**{f.name: stored[f"pool.{f.name}"] for f in fields(LatentPool)})
+            for name, own in renewed.items():
+                own.copy_(stored[f"pool.{name}"])
             history = meta["history"]
         bar = tqdm(range(len(history), total), initial=len(history), total=total, disable=not progress, mininterval=1)
         bar.set_description(f"{self.method}: {', '.join(self.concepts)}")
@@ -344,8 +351,7 @@ class Bench:
                 state = {f"{p}.{name}": t for p, (tensors, _) in players.items() for name, t in tensors.items()}
                 for player, (_, optimizer) in players.items():
                     state |= optimizer_state(optimizer, f"adam.{player}")
-                if refresh:
-                    state |= {f"pool.{f.name}": getattr(self.pool, f.name) for f in fields(LatentPool)}
+                state |= {f"pool.{name}": own for name, own in renewed.items()}
                 write_tensors(checkpoint, state, {"identity": identity, "history": history}, private=True)
                 saved = time.time()
         return history

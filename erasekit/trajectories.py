@@ -1,7 +1,7 @@
 """Where the losses are measured: latents on the way to an image, rolled by the frozen model and kept with what it predicted.
 
 A trajectory costs two predictions a step, and training needs just these: the text's own and the empty one. So the pool
-keeps them, and no method asks the frozen model for them again. (The ESD family rolls a new trajectory for each training
+keeps them, and the frozen model is not asked for them again. (The ESD family rolls a new trajectory for each training
 step, uses one of its latents, and asks again at a time step drawn near it.)
 """
 
@@ -54,7 +54,7 @@ def roll(world, subjects: list[tuple[str, str]], seed: int, seeds: int, steps: i
     return LatentPool(*(torch.stack(column) for column in list(zip(*parts))[:-1]), parts[0][-1])
 
 
-def trajectory(world, text: str, base: str, seed, seeds: int, steps: int, guidance: float) -> tuple:
+def trajectory(world, text: str, base: str, seed: int | list[int], seeds: int, steps: int, guidance: float) -> tuple:
     """One text's share of a pool, without the texts' dimension, by what the U-Net holds; its noise depends on `seed` and text."""
     pipe = world.pipe
     starts = [int(torch.randint(2**31, (), generator=seeded("roll", seed, text, n))) for n in range(seeds)]

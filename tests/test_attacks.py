@@ -58,7 +58,7 @@ def test_a_key_is_found_where_the_public_model_can_draw(toy, shown):
 
 
 def test_new_words_are_said_as_they_were_learned_and_then_forgotten(toy, shown, erasure, monkeypatch):
-    """The text encoder that is differentiated through and the one that draws give the same embedding."""
+    """What the attack differentiates through and what is drawn from afterwards is the same embedding."""
     said, plain = {}, encode(toy.pipe, ["a picture of a church"])
 
     def descend(world, erasure, shown, attack, parameters, predict, found):
@@ -87,6 +87,12 @@ def test_words_that_are_known_already_are_refused(toy, sentence):
     with spoken(toy.pipe, vectors), pytest.raises(ValueError) as error, spoken(toy.pipe, vectors):
         pass
     assert "<new0>" in sentence(error)
+
+
+def test_words_of_another_width_are_refused(toy, sentence):
+    with pytest.raises(ValueError, match="31") as error, spoken(toy.pipe, torch.zeros(1, 31)):
+        pass
+    assert "32" in sentence(error)
 
 
 def test_impossible_budgets_are_refused(sentence):

@@ -45,7 +45,9 @@ def make_two(toy):
 
 def make_xl(toy):
     """Two text encoders, half the width each, and a pooled text with the image's sizes beside them."""
-    config = toy.text_encoder.config.to_dict() | {"hidden_size": 16, "intermediate_size": 32, "projection_dim": 16}
+    own = {"hidden_size": 16, "intermediate_size": 32, "projection_dim": 16}
+    own["eos_token_id"] = 2  # as published: the pooled text is taken at the largest token
+    config = toy.text_encoder.config.to_dict() | own
     encoders = (kind(CLIPTextConfig(**config)).eval() for kind in (CLIPTextModel, CLIPTextModelWithProjection))
     own = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
     unet = changed(toy.unet, projection_class_embeddings_input_dim=40, **own)
@@ -222,12 +224,25 @@ def test_attacks_on_any_stable_diffusion(sd):
     for search in (invert, find_words):
         found = search(sd, made, "fish", shown, attack)
         assert found[2].shape == (2, width)
-        with spoken(sd.pipe, found[2]):
-            assert not torch.equal(encode(sd.pipe, [f"Image of {marks(2)}"]), plain)
-        assert torch.equal(encode(sd.pipe, ["Image of fish"]), plain)
-    # A gradient reaches the words through every encoder.
-    moved = invert(sd, made, "fish", shown, attack)
-    assert (moved[2] != moved[0]).any(0).all()
+        assert torch.equal(encode(sd.pipe, ["Image of fish"]), plain), "forgotten"
+    # A gradient reaches the words through every encoder, and all that the U-Net is told follows the words.
+    found = invert(sd, made, "fish", shown, attack)
+    assert (found[2] != found[0]).any(0).all()
+    said = []
+    for words in (found[0], found[2]):
+        with spoken(sd.pipe, words):
+            said.append(encode(sd.pipe, [f"Image of {marks(2)}"]))
+    assert (said[0] != said[1])[0, -4:-1].any(1).all()
+    pooled = pooled_width(sd.pipe.unet)
+    assert not pooled or (said[0] != said[1])[0, -1, :pooled].all()
+
+
+@pytest.mark.parametrize("sd", ["XL"], indirect=True)
+def test_a_pooled_text_with_new_words_is_taken_at_its_end(sd):
+    with spoken(sd.pipe, table(sd.pipe)[:2] + 1):
+        fish, church = encode(sd.pipe, [f"{marks(2)} a fish", f"{marks(2)} a church"])
+    width = pooled_width(sd.pipe.unet)
+    assert (fish[-1, :width] != church[-1, :width]).all()
 
 
 def test_a_key_of_another_width_is_refused(sd):

@@ -424,8 +424,8 @@ def test_the_pool_is_renewed_by_the_roller_and_the_frozen_model_is_asked(toy, ro
     longer = hide(toy, checkpoint=path, **how)
     assert same(state(longer), state(straight)) and torch.equal(pools[-1][2], pools[1][2])
     # Only the current model's trajectories depend on how far the training is.
-    slower = hide(toy, **how | {"lr": 0.0})
-    assert torch.equal(pools[-1][2], pools[1][2]) == (roller == "frozen"), slower
+    hide(toy, **how | {"lr": 0.0})
+    assert torch.equal(pools[-1][2], pools[1][2]) == (roller == "frozen")
 
 
 def test_what_is_retained_is_asked_at_the_erased_texts_latents(toy):
@@ -455,6 +455,9 @@ def test_a_pool_that_cannot_be_renewed_is_refused(sentence):
         with pytest.raises(ValueError, match="refresh=") as error:
             settings("esd-x", **how)
         sentence(error)
+    with pytest.raises(ValueError, match="without refresh") as error:
+        settings("esd-x", roller="current")
+    sentence(error)
     for name in ("roller", "retained_at"):
         with pytest.raises(ValueError, match=f"{name} 'old'") as error:
             settings("esd-x", **{name: "old"})
