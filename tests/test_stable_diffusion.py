@@ -111,6 +111,23 @@ def test_every_method_trains_in_half_precision(half, method):
     assert images.shape == (2, 3, 16, 16)
 
 
+@pytest.mark.parametrize("how", [{"retained_at": "erased"}, {"refresh": 1, "roller": "current"}])
+def test_a_pool_serves_in_half_precision(half, how):
+    config = settings("kpop", steps=3, batch=2, m=3, retain=("church", "dog"), rolled=1, **how)
+    made = erase(half, ["fish"], "kpop", config, progress=False)
+    assert all(t.dtype == torch.float32 and torch.isfinite(t).all() for t in made.delta.values())
+
+
+def test_words_are_learned_in_half_precision(half):
+    made = erase(half, ["fish"], "esd-x", settings("esd-x", steps=1, batch=2), progress=False)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    for search in (invert, find_words):
+        found = search(half, made, "fish", Shown(latents, ["Image of fish"] * 2), Attack(budgets=(2,), m=2, batch=2))
+        assert torch.isfinite(found[2]).all()
+        with spoken(half.pipe, found[2]):
+            assert torch.isfinite(encode(half.pipe, [f"Image of {marks(2)}"])).all()
+
+
 @pytest.mark.parametrize("mechanism", CHOICES)
 def test_every_mechanism_trains_in_half_precision(half, mechanism):
     config = KPOP(steps=2, batch=2, m=3, mechanism=mechanism)
