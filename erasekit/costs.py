@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .drawing import GREEN, GREY, ORANGE, PURPLE, labelled
 from .questions import band, shade
@@ -74,7 +75,10 @@ def draw_recipes(record) -> dict:
             band(ax, spent, [run[rate] for run in own], color=COLOURS[name], ls=ls, label=f"{name}, {split}")
     for ax, title in zip(axes, ("erased: ESR-1, %", "kept: PSR-1, %")):
         ax.set(xscale="log", xlabel="U-Net evaluations spent (forward passes)", title=title)
-    axes[0].legend(fontsize=7)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7, handlelength=3)
     return {"recipes": figure}
 
 

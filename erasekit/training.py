@@ -47,19 +47,26 @@ class Training:
     ] = ()  # texts whose prediction is kept ("" is the empty text); name what you do not report on
     retain_weight: float = 1.0
     rolled: int | None = None  # trajectories of each text in the pool; None: as many as `trajectories.ROLL` says
+    rolled_retained: int | None = None  # of each retained text; None: as many as of the others
+    roll_steps: int | None = None  # latents of each trajectory, evenly spaced in time; None: as for `rolled`
     seed: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "retain", tuple(self.retain))
         accept("error", self.error, losses.ERROR_SPACES)
-        for name in ("steps", "batch", "rolled"):
+        for name in ("steps", "batch", "rolled", "rolled_retained", "roll_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not possible: it is at least 1")
+        if (self.rolled_retained or 1) > (most := self.roll["seeds"]):
+            raise ValueError(
+                f"rolled_retained={self.rolled_retained} is not possible: it is at most {most}, as is rolled"
+            )
 
     @property
     def roll(self) -> dict:
         """How trajectories are rolled: what `trajectories.roll` takes beside texts and seed."""
-        return ROLL | ({"seeds": self.rolled} if self.rolled else {})
+        own = {"seeds": self.rolled, "steps": self.roll_steps}
+        return ROLL | {name: value for name, value in own.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -204,7 +211,9 @@ class Bench:
         self.pool, self.student = None, None
         if getattr(config, "recipe", "pool") == "pool":
             own = retained if getattr(config, "retained_at", "own") == "own" else []
-            self.pool = roll(world, [s for _, s in subjects] + own, config.seed, **config.roll)
+            how = config.roll
+            seeds = [how["seeds"]] * self.erased + [config.rolled_retained or how["seeds"]] * len(own)
+            self.pool = roll(world, [s for _, s in subjects] + own, config.seed, **how | {"seeds": seeds})
         self.bases = [base for _, (_, base) in subjects]
         self.embeddings = encode(world.pipe, self.texts)
         self.alphas = world.pipe.scheduler.alphas_cumprod.to(self.device)

@@ -38,20 +38,27 @@ class LatentPool:
         return self.latents[at], self.timesteps[step], self.eps[at], self.null[at]
 
 
-def roll(world, subjects: list[tuple[str, str]], seed: int, seeds: int, steps: int, guidance: float) -> LatentPool:
+def roll(
+    world, subjects: list[tuple[str, str]], seed: int, seeds: int | list[int], steps: int, guidance: float
+) -> LatentPool:
     """Roll the model from noise, `seeds` times for each (text, base text), and keep every step.
+
+    `seeds` may differ from text to text: the trajectories of one that has fewer are repeated in the pool.
 
     Each text is rolled by itself, from noise that depends on `seed` and the text alone, and the world remembers it: many
     methods trained on the same texts meet the same latents and pay once.
     """
     model = world.fingerprint
     parts = []
-    for text, base in subjects:
-        name = (model, text, base, seed, seeds, steps, guidance)
+    counts = [seeds] * len(subjects) if isinstance(seeds, int) else seeds
+    for (text, base), count in zip(subjects, counts):
+        name = (model, text, base, seed, count, steps, guidance)
         if name not in world.trajectories:
-            world.trajectories[name] = trajectory(world, text, base, seed, seeds, steps, guidance)
-        parts.append(world.trajectories[name])
-    return LatentPool(*(torch.stack(column) for column in list(zip(*parts))[:-1]), parts[0][-1])
+            world.trajectories[name] = trajectory(world, text, base, seed, count, steps, guidance)
+        *kept, times = world.trajectories[name]
+        rows = torch.arange(max(counts)) * count // max(counts)
+        parts.append([x[rows] for x in kept])
+    return LatentPool(*(torch.stack(column) for column in zip(*parts)), times)
 
 
 def trajectory(world, text: str, base: str, seed: int | list[int], seeds: int, steps: int, guidance: float) -> tuple:

@@ -309,6 +309,8 @@ def test_the_checkpoint_of_another_base_is_refused(toy, other_toy, tmp_path):
         ({"batch": 0}, "batch=0 is not possible: it is at least 1"),
         ({"transfer_steps": -1}, "transfer_steps=-1 is not possible: it is at least 0"),
         ({"rolled": 0}, "rolled=0 is not possible: it is at least 1"),
+        ({"roll_steps": 0}, "roll_steps=0 is not possible: it is at least 1"),
+        ({"rolled": 3, "rolled_retained": 4}, "rolled_retained=4 is not possible: it is at most 3, as is rolled"),
         ({"stages": "both"}, "unknown stages 'both': accepted are alternating, joint"),
         ({"stages": "joint", "reading": "adversarial"}, "stages='joint' is not possible with reading='adversarial'"),
         ({"stages": "joint", "transfer_steps": 2}, "stages='joint' .* transfer_steps=2"),
@@ -426,6 +428,21 @@ def test_the_pool_is_renewed_by_the_roller_and_the_frozen_model_is_asked(toy, ro
     # Only the current model's trajectories depend on how far the training is.
     hide(toy, **how | {"lr": 0.0})
     assert torch.equal(pools[-1][2], pools[1][2]) == (roller == "frozen")
+
+
+def test_a_pool_has_the_trajectories_and_latents_asked_for(toy):
+    concepts, how = toy.concepts("pair"), {"rolled": 4, "roll_steps": 3, "retain": ("dog",)}
+    erased, kept = len(concepts), settings("esd-x", rolled_retained=2, **how)
+    toy.trajectories.clear()
+    with counted(toy.pipe.unet) as count:
+        pool = training.Bench(toy, concepts, kept, "esd").pool
+    assert count.evaluations == (4 * erased + 2) * 2 * 3
+    assert pool.latents.shape[:3] == (erased + 1, 4, 3) and len(pool.timesteps) == 3
+    # The retained text's two trajectories are met as often as four would be, and are the first two of four.
+    whole = training.Bench(toy, concepts, settings("esd-x", **how), "esd").pool
+    assert torch.equal(pool.latents[:erased], whole.latents[:erased])
+    assert torch.allclose(pool.eps[erased], whole.eps[erased, [0, 0, 1, 1]], atol=1e-5)
+    assert training.Training().roll == training.ROLL
 
 
 def test_what_is_retained_is_asked_at_the_erased_texts_latents(toy):
