@@ -102,5 +102,7 @@ def table_recipes(record) -> pd.DataFrame:
     for count in ("evaluations", "with gradient"):
         if count in table:
             table[count] = table[count].round().astype(int).astype(str)
+    if "with the key" in table:  # ESD-x makes none
+        table["with the key"] = table["with the key"].map("{:.1f}".format).replace("nan", "")
     table.index = [f"{split}: {recipe}" for split, recipe in table.index]
     return table.rename_axis("at the end of the training; ± over training seeds")

@@ -19,6 +19,7 @@ TABLES = {
     "clip_models",
     "mechanisms",
     "cost",
+    "recipes",
     "attacks",
 }
 
