@@ -1,8 +1,9 @@
-"""A training step at Stable Diffusion 1.4's full size, with random weights: seconds, and the most memory it took.
+"""What a training costs at Stable Diffusion 1.4's full size, with random weights: seconds, and the most memory it took.
 
 python benchmarks/full_size.py [--steps 3] [--device cpu] writes records/benchmarks/full_size.<device>.json. Each way runs in a
-process of its own, on one sample of what is erased and one of what is retained, at 512 x 512 pixels (64 x 64 latents), with the
-text encoder at its real size and the latents given.
+process of its own at 512 x 512 pixels (64 x 64 latents), with the text encoder at its real size: a training step on one sample of
+what is erased and one of what is retained, the latents given; and on a GPU whole trainings, latents and all, of five concepts
+beside ten that are kept, and drawing with and without a key.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -20,20 +22,36 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from erasekit import losses, paths, trajectories
 from erasekit.baselines import erase, settings
+from erasekit.counting import counted, spending
 from erasekit.emojinette import networks
 from erasekit.results import provenance
+from erasekit.sampling import sample
+from erasekit.stable_diffusion import StableDiffusion
+from erasekit.studies import recipes
 from erasekit.text import encode, predict
 from erasekit.training import GROUPS, update
 from erasekit.worlds import World, fast_bf16
 
 WAYS = ("kpop", "kpop-anchor", "esd-x", "esd-x, two U-Nets")
 CONCEPT, RETAINED = "church", ("castle",)
+# Whole trainings: method, settings, and how many of the recipe's steps are taken. A step of the paper's recipe rolls its own
+# latents and costs what the others cost, so a few of its thousand tell.
+TRAININGS = {
+    "kpop, ours": ("kpop", recipes.OURS, recipes.RECIPES["kpop, ours"][2][-1]),
+    "kpop, paper's recipe": ("kpop", recipes.PAPER, 40),
+    "esd-x, paper's recipe": ("esd-x", recipes.PAPER | {"retain": ()}, 40),
+}
+STEPS = {name: recipes.RECIPES[name][2][-1] for name in TRAININGS}
+FIVE, TEN = [f"erased {n}" for n in range(5)], tuple(f"kept {n}" for n in range(10))
+DRAWING = "drawing"
+SECONDS_AN_IMAGE = {"base": (False, False), "without the key": (True, False), "with the key": (True, True)}
+IMAGES, ROUNDS, SAMPLING_STEPS = 4, 4, 50
 
 
-def build(device: str) -> World:
-    """A pipeline of Stable Diffusion 1.4's sizes; the VAE is small, since no training step meets it."""
+def build(device: str, vae: dict | None = None) -> World:
+    """A pipeline of Stable Diffusion 1.4's sizes; the VAE is small, since no training step meets it, or of the given config."""
     torch.manual_seed(0)
-    tokenizer = networks.make_tokenizer([f"Image of {name}" for name in (CONCEPT, *RETAINED)])
+    tokenizer = networks.make_tokenizer([f"Image of {name}" for name in (CONCEPT, *RETAINED, *FIVE, *TEN)])
     sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
     ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     text = CLIPTextModel(
@@ -41,15 +59,12 @@ def build(device: str) -> World:
     )
     half = torch.float16 if device.startswith("cuda") else torch.float32
     # The defaults of diffusers' class are 1.4's, but for these.
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).to(half)
+    with torch.device(device):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).to(half)
+    four = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(8, 8, 8, 8),
-            norm_num_groups=8,
-        ),
-        text_encoder=text,
+        vae=AutoencoderKL(**four, **vae or {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 8}).to(half),
+        text_encoder=text.to(half),
         tokenizer=tokenizer,
         unet=unet,
         scheduler=networks.make_scheduler(),
@@ -60,7 +75,9 @@ def build(device: str) -> World:
     pipe.set_progress_bar_config(disable=True)
     pipe.unet.enable_gradient_checkpointing()
     precision = "bf16" if fast_bf16(device) else ("fp16" if device.startswith("cuda") else "fp32")
-    return World("full size", pipe.to(device), {"retained": RETAINED}, (), precision, template="Image of {}")
+    world = World("full size", pipe.to(device), {"retained": RETAINED}, (), precision, template="Image of {}")
+    world.batch = StableDiffusion.batch
+    return world
 
 
 def measure(way: str, steps: int, device: str) -> dict:
@@ -83,6 +100,53 @@ def measure(way: str, steps: int, device: str) -> dict:
         "seconds a step": round(sum(took) / len(took), 2),
         "peak GB": round(peak / 1e9, 2),
         "U-Net": count,
+        "precision": world.precision,
+    }
+
+
+def measure_training(name: str, device: str) -> dict:
+    """Evaluations, seconds and the peak in gigabytes of a whole training; steps not taken cost what those taken did."""
+    world, stamps = build(device), []
+    method, changes, steps = TRAININGS[name]
+    config = settings(method, **{"retain": TEN} | changes | {"lr": 1e-5, "steps": 1})
+    short = {"rolled": 1, "rolled_retained": 1} if config.recipe == "pool" else {}
+    erase(world, FIVE, method, replace(config, **short), progress=False)  # warms up
+    world.trajectories.clear()
+    held = torch.cuda.memory_allocated()
+    with spending(device) as spent, counted(world.pipe.unet) as count, Clock(stamps):
+        erase(world, FIVE, method, replace(config, steps=steps), progress=False)
+    a_step = (stamps[-1] - stamps[0]) / (steps - 1)
+    return {
+        "training": name,
+        "steps": STEPS[name],
+        "steps measured": steps,
+        "evaluations": round(count.evaluations * STEPS[name] / steps),
+        "with gradient": round(count.with_gradient * STEPS[name] / steps),
+        "seconds": round(spent.seconds + (STEPS[name] - steps) * a_step, 1),
+        "peak GB": round(held / 1e9 + spent.peak_mb / 1e3, 2),
+        "precision": world.precision,
+    }
+
+
+def measure_drawing(device: str) -> dict:
+    """Median seconds an image: the base, and a public model without and with its key, in turn."""
+    world = build(device, {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512})
+    short = {"steps": 1, "batch": 1, "rolled": 1, "roll_steps": 2, "retain": RETAINED}
+    made = erase(world, [CONCEPT], "kpop", settings("kpop", **short), progress=False)
+    asked, took = [f"Image of {CONCEPT}"] * IMAGES, {name: [] for name in SECONDS_AN_IMAGE}
+    how = {"steps": SAMPLING_STEPS, "guidance": 7.5, "batch_size": IMAGES, "autocast": world.autocast}
+    torch.cuda.reset_peak_memory_stats()
+    for seed in range(1 + ROUNDS):
+        for name, (erased, opened) in SECONDS_AN_IMAGE.items():
+            own = {"erasure": made if erased else None, "key": made.key(CONCEPT) if opened else None}
+            with spending(device) as spent:
+                sample(world.pipe, asked, [IMAGES * seed + n for n in range(IMAGES)], **own, **how)
+            took[name] += [spent.seconds / IMAGES] if seed else []  # the first warms up
+    return {
+        "seconds an image": {name: round(sorted(times)[len(times) // 2], 3) for name, times in took.items()},
+        "rounds": took,
+        "images": IMAGES,
+        "sampling steps": SAMPLING_STEPS,
         "precision": world.precision,
     }
 
@@ -142,21 +206,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--way", choices=WAYS, help="measure one way and print it")
+    parser.add_argument("--way", choices=(*WAYS, *TRAININGS, DRAWING), help="measure one way and print it")
     args = parser.parse_args()
-    if args.way:
+    if args.way in WAYS:
         print(json.dumps(measure(args.way, args.steps, args.device)))
-        return
-    began, rows = time.time(), []
-    for way in WAYS:
-        command = [sys.executable, __file__, "--way", way, "--steps", str(args.steps), "--device", args.device]
-        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        rows.append(json.loads(out.splitlines()[-1]))
-        print(rows[-1], flush=True)
-    path = paths.RECORDS / "benchmarks" / f"full_size.{args.device.split(':')[0]}.json"
+    elif args.way in TRAININGS:
+        print(json.dumps(measure_training(args.way, args.device)))
+    elif args.way:
+        print(json.dumps(measure_drawing(args.device)))
+    else:
+        measure_all(args.steps, args.device)
+
+
+def measure_all(steps: int, device: str) -> None:
+    """Each way in a process of its own, and the record of all."""
+    began, cuda = time.time(), device.startswith("cuda")
+
+    def ran(way: str) -> dict:
+        command = [sys.executable, __file__, "--way", way, "--steps", str(steps), "--device", device]
+        out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+        print(out, flush=True)
+        return json.loads(out)
+
+    found = {"steps": steps, "rows": [ran(way) for way in WAYS]}
+    if cuda:
+        found |= {"trainings": [ran(name) for name in TRAININGS], DRAWING: ran(DRAWING)}
+    path = paths.RECORDS / "benchmarks" / f"full_size.{device.split(':')[0]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = {"steps": args.steps, "rows": rows, "made": provenance(args.device, time.time() - began)}
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    path.write_text(json.dumps(found | {"made": provenance(device, time.time() - began)}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -64,14 +64,14 @@ def make_xl(toy):
 
 @pytest.fixture(scope="session", params=KINDS)
 def sd(request, tmp_path_factory):
-    """A world loaded from a folder."""
+    """A world loaded from a folder, onto the GPU where there is one."""
     toy = make_toy(seed=2).pipe
     with torch.random.fork_rng():
         torch.manual_seed(4)
         pipe = {"1": lambda t: t, "2": make_two, "XL": make_xl}[request.param](toy)
     folder = tmp_path_factory.mktemp("sd") / request.param
     pipe.save_pretrained(folder)
-    return worlds.load(str(folder), device="cpu", precision="fp32")
+    return worlds.load(str(folder), precision="fp32")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -88,13 +88,14 @@ def test_every_method_erases_any_stable_diffusion(sd, method):
         assert not torch.equal(public, opened)
 
 
-@pytest.fixture(scope="module")
-def half(tmp_path_factory):
+@pytest.fixture(scope="module", params=["bf16", "fp16"] if torch.cuda.is_available() else ["bf16"])
+def half(request, tmp_path_factory):
     """Half-precision weights under autocast, as on a GPU."""
     folder = tmp_path_factory.mktemp("half")
     make_toy(seed=2).pipe.save_pretrained(folder)
-    world = worlds.load(str(folder), device="cpu", precision="bf16")
-    world.pipe.to(torch.bfloat16)
+    world = worlds.load(str(folder), precision=request.param)
+    if world.pipe.device.type == "cpu":
+        world.pipe.to(torch.bfloat16)
     return world
 
 
@@ -120,7 +121,7 @@ def test_a_pool_serves_in_half_precision(half, how):
 
 def test_words_are_learned_in_half_precision(half):
     made = erase(half, ["fish"], "esd-x", settings("esd-x", steps=1, batch=2), progress=False)
-    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(half.pipe.unet.dtype)
     for search in (invert, find_words):
         found = search(half, made, "fish", Shown(latents, ["Image of fish"] * 2), Attack(budgets=(2,), m=2, batch=2))
         assert torch.isfinite(found[2]).all()
