@@ -70,8 +70,10 @@ def trajectory(world, text: str, base: str, seed: int | list[int], seeds: int, s
     kept, times = [], []
 
     def guide(latents, t, step):
-        with world.autocast():  # all texts in one batch: on a CPU a larger batch is cheaper
-            eps = predict(pipe.unet, latents.repeat(len(asked), 1, 1, 1), t.repeat(len(asked)), embeddings)
+        rows = latents.repeat(len(asked), 1, 1, 1), t.repeat(len(asked)), embeddings
+        with world.autocast():  # as many in one batch as drawing has, with both halves of guidance
+            batches = zip(*(x.split(2 * world.batch) for x in rows))
+            eps = torch.cat([predict(pipe.unet, *batch) for batch in batches])
         eps_null, eps_c, *eps_base = eps.float().chunk(len(asked))
         kept.append([x.cpu() for x in (latents.float(), eps_c, *(eps_base or [eps_null]))])
         times.append(int(t[0]))

@@ -26,7 +26,7 @@ class ClipStub(torch.nn.Module):
         return torch.nn.functional.normalize(x, dim=1) if normalize else x
 
     def encode_text(self, text, normalize=False):
-        x = torch.sin(torch.arange(48) * (1 + text[:, None]))
+        x = torch.sin(torch.arange(48, device=text.device) * (1 + text[:, None]))
         return torch.nn.functional.normalize(x, dim=1) if normalize else x
 
 
@@ -41,7 +41,7 @@ def anywhere(sd, monkeypatch, tmp_path):  # noqa: F811
     clip = ClipStub(), lambda texts: torch.tensor([float(sum(map(ord, t)) % 97) for t in texts])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        judge = stable_diffusion.ImageNetJudge(resnet18(), clip, sd.styles).eval()
+        judge = stable_diffusion.ImageNetJudge(resnet18(), clip, sd.styles).eval().to(sd.pipe.device)
     monkeypatch.setitem(sd.__dict__, "clip", clip)
     monkeypatch.setitem(sd.__dict__, "judge", judge)
     monkeypatch.setitem(
