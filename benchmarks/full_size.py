@@ -247,12 +247,15 @@ def measure_all(steps: int, device: str) -> None:
         print(found, flush=True)
         return found
 
-    found = {"steps": steps, "rows": [ran(way) for way in WAYS]}
-    if cuda:
-        found |= {"trainings": [ran(name) for name in TRAININGS], DRAWING: ran(DRAWING)}
     path = paths.RECORDS / "benchmarks" / f"full_size.{device.split(':')[0]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found | {"made": provenance(device, time.time() - began)}, indent=1) + "\n")
+    record = {"steps": steps, "rows": []} | ({"trainings": [], DRAWING: []} if cuda else {})
+    for name, ways in zip(list(record)[1:], (WAYS, TRAININGS, (DRAWING,))):
+        for way in ways:
+            record[name].append(ran(way))
+            # What was measured is kept, also where the rest is stopped.
+            record["made"] = provenance(device, time.time() - began)
+            path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ from erasekit.trajectories import trajectory
 
 CONCEPT, IMAGES, STEPS = "church", 8, 5
 SHORT = {"steps": 5, "rolled": 1, "retain": ("castle", "bear")}
+PAPER = {"recipe": "paper", "batch": 1, "rolled": None}  # it keeps no pool
 WAYS = {
     "kpop": ("kpop", {}),
     "kpop, joint": ("kpop", {"stages": "joint"}),
-    "kpop, paper's recipe": ("kpop", {"recipe": "paper", "batch": 1}),
+    "kpop, paper's recipe": ("kpop", PAPER),
     "esd-x": ("esd-x", {}),
-    "esd-x, paper's recipe": ("esd-x", {"recipe": "paper", "batch": 1}),
+    "esd-x, paper's recipe": ("esd-x", PAPER),
 }
 
 

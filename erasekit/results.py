@@ -25,6 +25,8 @@ PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy")
 KEEPING = {"results.py", "paths.py"}
 # A study's settings: what a record was computed with is in its config, and compared there.
 SETTINGS = {"FULL", "SCALES"}
+# Seconds that the parts took which a record finds kept from a run that was stopped.
+EARLIER: list[float] = []
 
 
 def provenance(device, seconds: float) -> dict:
@@ -213,9 +215,11 @@ def compute_or_load(
         return record
     print(f"computing {name}: {why}")
     path, made_with, began = RECORDS / world.name / scale / f"{name}.json", hashes(name, world), time.time()
+    EARLIER.clear()
     data, images = compute()
+    seconds = time.time() - began + sum(EARLIER)
     config = json.loads(json.dumps(config))
-    record = Record(path, config, data, images, provenance(world.pipe.device, time.time() - began), made_with)
+    record = Record(path, config, data, images, provenance(world.pipe.device, seconds), made_with)
     if shares()[0] == 0:
         record.save()
     return record

@@ -105,6 +105,15 @@ class Rolled(WeightTraining):
         accept("recipe", self.recipe, RECIPES)
         accept("roller", self.roller, ROLLERS)
         accept("retained_at", self.retained_at, LATENTS)
+        of_a_pool = [name for name in ("rolled", "rolled_retained", "roll_steps") if getattr(self, name) is not None]
+        if of_a_pool and self.recipe == "paper":
+            name = of_a_pool[0]
+            raise ValueError(f"{name}={getattr(self, name)} is not possible with recipe='paper', which keeps no pool")
+        if self.rolled_retained is not None and self.retained_at == "erased":
+            raise ValueError(
+                f"rolled_retained={self.rolled_retained} is not possible with retained_at='erased': what is retained has no "
+                "trajectories of its own then"
+            )
         if self.refresh is not None and (self.refresh < 1 or self.recipe == "paper"):
             raise ValueError(
                 f"refresh={self.refresh} is not possible with recipe={self.recipe!r}: it is at least 1, and of a pool"

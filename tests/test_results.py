@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from erasekit import paths, results
+from erasekit.studies import panel
 
 CONFIG = {"seeds": [0, 1], "eta": 1.0, "concepts": ("church", "dog")}
 
@@ -194,3 +195,20 @@ def test_the_model_hash_follows_everything_the_world_reads(tree, name):
     before = MODEL_HASH()
     (tree / name).write_text("after")
     assert MODEL_HASH() != before
+
+
+def test_a_record_put_together_from_kept_parts_tells_what_they_took(toy, tmp_path, monkeypatch):
+    """Each part keeps its seconds; only those that an earlier run took are added."""
+    monkeypatch.setattr(panel, "BUILD", tmp_path / "build")
+
+    def part(n):
+        return panel.cell("test", toy, lambda: ({"part": n}, None), "erasekit.sampling", n)[0]
+
+    assert part(0) == {"part": 0}
+    [path] = (tmp_path / "build" / "cells" / "test").glob("*.json")
+    kept = json.loads(path.read_text())
+    assert kept["seconds"] >= 0
+    path.write_text(json.dumps(kept | {"seconds": 5000.0}))
+    record = results.compute_or_load(toy, "smoke", "parts", {}, lambda: ({"parts": [part(0), part(1)]}, {}))
+    assert record.data == {"parts": [{"part": 0}, {"part": 1}]} and 5000 <= record.made["seconds"] < 5100
+    assert results.compute_or_load(toy, "smoke", "none", {}, lambda: ({}, {})).made["seconds"] < 100

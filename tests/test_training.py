@@ -467,7 +467,7 @@ def test_what_is_retained_is_asked_at_the_erased_texts_latents(toy):
             assert torch.allclose(bench.predict(b.z, b.t, b.text), b.eps, atol=1e-4)
 
 
-def test_a_pool_that_cannot_be_renewed_is_refused(sentence):
+def test_settings_that_say_nothing_of_this_pool_are_refused(sentence):
     for how in ({"refresh": 0}, {"refresh": 5, "recipe": "paper"}):
         with pytest.raises(ValueError, match="refresh=") as error:
             settings("esd-x", **how)
@@ -475,6 +475,11 @@ def test_a_pool_that_cannot_be_renewed_is_refused(sentence):
     with pytest.raises(ValueError, match="without refresh") as error:
         settings("esd-x", roller="current")
     sentence(error)
+    for how in ({"roll_steps": 4, "recipe": "paper"}, {"rolled_retained": 2, "retained_at": "erased"}):
+        (name, value), (other, _) = how.items()
+        with pytest.raises(ValueError, match=f"{name}={value} is not possible with {other}=") as error:
+            settings("kpop", **how)
+        sentence(error)
     for name in ("roller", "retained_at"):
         with pytest.raises(ValueError, match=f"{name} 'old'") as error:
             settings("esd-x", **{name: "old"})

@@ -1,6 +1,7 @@
 """The panel every method faces: one erasure, trained, drawn and judged, kept in the build folder so that long studies resume."""
 
 import json
+import time
 from dataclasses import asdict
 
 import torch
@@ -10,13 +11,13 @@ from ..attention import Prompt
 from ..metrics import clip_alignment, features, fid, in_top, judged, kid, percent
 from ..paths import BUILD
 from ..processes import shares
-from ..results import code_hash
+from ..results import EARLIER, code_hash
 from ..sampling import sample
 from .common import digest, strip
 
 
 def cell(name: str, world, compute, module: str, *parts) -> tuple[dict, Image.Image | None]:
-    """`compute()`'s numbers and strip of images, or those kept from an earlier run.
+    """`compute()`'s numbers and strip of images, or those kept from an earlier run, whose seconds the record adds to its own.
 
     The name they are kept under holds `parts` (JSON-able), the base, and the code of the method's `module` and the panel.
     """
@@ -24,8 +25,10 @@ def cell(name: str, world, compute, module: str, *parts) -> tuple[dict, Image.Im
     path = BUILD / "cells" / name / f"{digest(world.version, world.precision, code, parts)}.json"
     picture = path.with_suffix(".png")
     if path.exists():
-        found = json.loads(path.read_text())
-        return found, Image.open(picture).copy() if picture.exists() else None
+        kept = json.loads(path.read_text())
+        EARLIER.append(kept["seconds"])
+        return kept["numbers"], Image.open(picture).copy() if picture.exists() else None
+    began = time.time()
     numbers, image = compute()
     if shares()[0]:
         return numbers, image  # the first of several processes keeps it
@@ -33,7 +36,7 @@ def cell(name: str, world, compute, module: str, *parts) -> tuple[dict, Image.Im
     if image is not None:
         image.save(picture)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(numbers))
+    part.write_text(json.dumps({"numbers": numbers, "seconds": round(time.time() - began, 1)}))
     part.replace(path)
     return numbers, image
 
