@@ -196,12 +196,18 @@ def test() -> int:
     for book in find():  # nbval cannot inject parameters, so it is given copies that have them
         execute_notebook(book.path, copies / book.path.name, {"scale": "smoke"}, prepare_only=True)
 
+    cores = os.cpu_count() or 1
+    workers = min(4, cores)  # each holds a world
+    os.environ["OMP_NUM_THREADS"] = str(cores // workers)
+    parallel = ["pytest", "-n", str(workers), "-p", "no:benchmark", "-p", "no:cacheprovider"]
     timeouts = ["--nbval-cell-timeout", "240", "--nbval-kernel-startup-timeout", "180"]
     stages = {
         "ruff check": ["ruff", "check", "."],
         "ruff format": ["ruff", "format", "--check", "."],
-        "pytest": ["pytest", "tests", "benchmarks", "--benchmark-disable"],  # each benchmark once
-        "notebooks": ["pytest", "--nbval-lax", "--nbval-current-env", *timeouts, "-p", "no:cacheprovider", str(copies)],
+        "pytest": [*parallel, "tests"],
+        "benchmarks": ["pytest", "benchmarks", "--benchmark-disable"],  # each once
+        # A notebook's cells stay together.
+        "notebooks": [*parallel, "--dist", "loadfile", "--nbval-lax", "--nbval-current-env", *timeouts, str(copies)],
     }
     seconds = {}
     for stage, command in stages.items():
