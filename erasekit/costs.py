@@ -64,8 +64,11 @@ COLOURS = {"kpop, ours": GREEN, "kpop, paper's recipe": ORANGE, "esd-x, paper's 
 
 
 def draw_recipes(record) -> dict:
-    """What is erased and what is kept, against the evaluations spent; a line for each recipe and split, the band its seeds."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.2), sharex=True, layout="constrained")
+    """Left and middle: what is erased and what is kept, against the evaluations spent; a line for each recipe and split, the
+    band its training seeds. Right: the tuning objects along the step, at the chosen learning rate; circles are the scales
+    taken.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(12.4, 3.2), layout="constrained")
     runs = record.data["runs"]
     for name, split in dict.fromkeys((run["recipe"], run["split"]) for run in runs):
         own = [pd.DataFrame(r["points"]) for r in runs if (r["recipe"], r["split"]) == (name, split)]
@@ -78,6 +81,14 @@ def draw_recipes(record) -> dict:
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.xaxis.set_minor_formatter(NullFormatter())
+    for name, taken in record.data["taken"].items():
+        own = [p for p in record.data["sweep"] if (p["recipe"], p["settings"]) == (name, taken["settings"])]
+        axes[2].plot([p["ESR-5"] for p in own], [p["PSR-1"] for p in own], color=COLOURS[name], marker=".")
+        [point] = [p for p in own if p["scale"] == taken["scale"]]
+        axes[2].plot(point["ESR-5"], point["PSR-1"], "o", ms=9, mfc="none", color=COLOURS[name])
+    axes[2].set(
+        xlabel="erased: ESR-5, %", ylabel="kept: PSR-1, %", title="strengths tried on other objects, and chosen"
+    )
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7, handlelength=3)
     return {"recipes": figure}
 
