@@ -86,9 +86,7 @@ def draw_recipes(record) -> dict:
         axes[2].plot([p["ESR-5"] for p in own], [p["PSR-1"] for p in own], color=COLOURS[name], marker=".")
         [point] = [p for p in own if p["scale"] == taken["scale"]]
         axes[2].plot(point["ESR-5"], point["PSR-1"], "o", ms=9, mfc="none", color=COLOURS[name])
-    axes[2].set(
-        xlabel="erased: ESR-5, %", ylabel="kept: PSR-1, %", title="strengths tried on other objects, and chosen"
-    )
+    axes[2].set(xlabel="erased: ESR-5, %", ylabel="kept: PSR-1, %", title="strengths tried on other objects")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7, handlelength=3)
     return {"recipes": figure}
 
