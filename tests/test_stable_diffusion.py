@@ -191,15 +191,18 @@ def test_checkpointing_trains_the_same(sd, place, monkeypatch):
         once = kpop(sd, ["fish"], config, progress=False)
     finally:
         unet.enable_gradient_checkpointing()
+    if unet.device.type == "cpu":
+        assert all(torch.allclose(once.delta[n], again.delta[n], atol=1e-7) for n in once.delta)
+        assert torch.allclose(once.key("fish").k, again.key("fish").k, atol=1e-7)
     # A GPU adds up in another order each time, and Adam's first steps are as long for a small gradient as for a large one.
-    near = 1e-3 if unet.device.type == "cpu" else 0.1
     base = unet.state_dict()
     moved, apart = (
         torch.cat([(once.delta[n] - other[n].cpu()).flatten() for n in once.delta]) for other in (base, again.delta)
     )
-    assert apart.norm() < near * moved.norm()
-    key = sd.concept_tokens("fish").cpu()[torch.arange(3) % len(sd.concept_tokens("fish"))]
-    assert (once.key("fish").k - again.key("fish").k).norm() < near * (once.key("fish").k - key).norm()
+    assert apart.norm() < 0.1 * moved.norm()
+    start = sd.concept_tokens("fish").cpu()
+    key = start[torch.arange(3) % len(start)]
+    assert (once.key("fish").k - again.key("fish").k).norm() < 0.1 * (once.key("fish").k - key).norm()
 
 
 def test_augment_gives_the_checkpointing_back(sd):
