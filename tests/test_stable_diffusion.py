@@ -290,6 +290,14 @@ def test_learning_rates_and_sizes_are_the_papers(sd):
     assert sd.settings("objects", "quick")["sampling_steps"] == 50
 
 
+def test_an_artist_of_ones_own_becomes_a_style(sd, monkeypatch):
+    assert sd.subjects("Hokusai") == [("Image of Hokusai", "")]
+    monkeypatch.setattr(sd, "styles", (*sd.styles, "Hokusai"))
+    first = sd.concepts("retained")[0]
+    assert sd.subjects("Hokusai")[0] == (f"Image of {first} in the style of Hokusai", f"Image of {first}")
+    assert erase(sd, ["Hokusai"], "uce").delta
+
+
 def test_splits_are_five_of_ten_and_nothing_chosen_on_is_reported(sd):
     ten = set(sd.concepts("classes"))
     assert len(ten) == 10
