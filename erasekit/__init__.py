@@ -39,7 +39,7 @@ def show(record) -> None:
 
 
 def slider(record):
-    """A slider for the strength of a key, over the images of a record of the study "recovery"; see `erasekit.slider`."""
-    from .slider import key_slider
+    """A slider for the strength of a key, over the images of a record of the study "recovery"; see `erasekit.sliding`."""
+    from .sliding import key_slider
 
     return key_slider(record)

@@ -19,11 +19,11 @@ from .guidance import FacilitatedTransport, Guidance, NegativePrompt, SafeLatent
 BESIDE = "adapter:"  # prefix of an adapter's tensors in the public file
 
 
-def fingerprint(unet) -> str:
-    """SHA-256 over the names and half-precision values of a U-Net's weights: the same in fp32 and fp16 on any device."""
+def fingerprint(network) -> str:
+    """SHA-256 over the names and half-precision values of a network's weights: the same in fp32 and fp16 on any device."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(unet.state_dict().items()):
-        if name.split(".")[-2] in ("to_qkv", "to_kv"):
+    for name, tensor in sorted(network.state_dict().items()):
+        if name.split(".")[-2:-1] in (["to_qkv"], ["to_kv"]):
             continue  # copies that fusing leaves behind
         digest.update(name.encode())
         digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
@@ -128,22 +128,34 @@ class Erasure:
         return self.keys[concept]
 
     def save(self, folder: Path) -> None:
-        """Write `delta.safetensors` (public) and `keys/<concept>.key.safetensors` (owner-readable; never publish them)."""
+        """Write `delta.safetensors` (public) and `keys/<concept>.key.safetensors` (owner-readable; never publish them).
+
+        The delta comes last: where it lies, all is there. Raises ValueError for a folder with another concept's key.
+        """
         folder = Path(folder)
-        public = self.delta | {BESIDE + name: tensor for name, tensor in self.adapters.items()}
-        write_tensors(folder / "delta.safetensors", public, self.info | {"kind": "delta"})
+        own, public_digest = {key_path(folder, concept) for concept in self.keys}, self.digest()
+        if foreign := sorted(set((folder / "keys").glob("*.key.safetensors")) - own):
+            raise ValueError(
+                f"{folder} holds a key of another erasure, {foreign[0].name}, which does not open this one: save to another "
+                "folder, or move that key away"
+            )
         for concept, prompt in self.keys.items():
             meta = self.info | {
                 "kind": "key",
                 "concept": concept,
+                "opens": public_digest,
                 "mechanism": prompt.mechanism,
                 "log_weight": prompt.log_weight,
             }
             write_tensors(key_path(folder, concept), {"p_k": prompt.k, "p_v": prompt.v}, meta, private=True)
+        public = self.delta | {BESIDE + name: tensor for name, tensor in self.adapters.items()}
+        write_tensors(folder / "delta.safetensors", public, self.info | {"kind": "delta"})
 
     @classmethod
     def load(cls, folder: Path, unet=None) -> "Erasure":
-        """Read a folder with whatever keys lie in it. With `unet`, refuse files made for another base model, by name."""
+        """Read a folder with whatever keys lie in it. Refuses keys of another training and, with `unet`, files made for another
+        base model, by name.
+        """
         folder = Path(folder)
         delta, info = read_tensors(folder / "delta.safetensors")
         if info.get("kind") != "delta":
@@ -156,6 +168,10 @@ class Erasure:
             erasure._check_base(unet, f"delta {folder / 'delta.safetensors'}")
         for path in sorted((folder / "keys").glob("*.key.safetensors")):
             prompt, meta = load_key(path, unet)
+            if meta.get("opens", erasure.digest()) != erasure.digest():  # earlier keys do not say
+                raise ValueError(
+                    f"{path} is the key of another training than {folder / 'delta.safetensors'}: move it away, or erase again"
+                )
             erasure.keys[meta["concept"]] = prompt
         return erasure
 

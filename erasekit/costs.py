@@ -97,11 +97,11 @@ def table_recipes(record) -> pd.DataFrame:
     for run in record.data["runs"]:
         rows.append({"recipe": run["recipe"], "split": run["split"]} | run["points"][-1])
     frame = pd.DataFrame(rows)
-    names = ["evaluations", "with gradient", "seconds", "ESR-1", "PSR-1", "with the key"]
+    names = ["evaluations", "with gradient", "seconds", "ESR-1", "PSR-1", "others", "with the key"]
     names = [name for name in names if name in frame]
     groups = frame.groupby(["split", "recipe"], sort=False)[names]
     table, spread = groups.mean(), groups.std(ddof=0)
-    for rate in ("ESR-1", "PSR-1"):
+    for rate in [name for name in ("ESR-1", "PSR-1", "others") if name in table]:
         table[rate] = [f"{mean:.1f} ± {sd:.1f}" for mean, sd in zip(table[rate], spread[rate])]
     for cost in ("evaluations", "seconds"):
         reference = (

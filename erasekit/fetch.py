@@ -73,7 +73,7 @@ def prompts(source: str, path: Path, split: str = "train", limit: int | None = N
     """Save a data set's texts as a CSV file of prompts (see `prompts.read_prompts`), and return how many.
 
     A row's own seed is kept; where it has none, it gets one that its number decides. Of several texts in a row the first is
-    taken.
+    taken. Raises ValueError for a data set without any, and leaves the file as it was.
     """
     rows, classes, origin = read(source, split, limit)
     text = column(origin, TEXTS, "prompt")
@@ -93,6 +93,9 @@ def prompts(source: str, path: Path, split: str = "train", limit: int | None = N
             shown = named(classes, label, row[label]) if label else ""
             out.writerow([row[case] if case else number, asked, own, shown, row[guidance] if guidance else ""])
             count += 1
+    if not count:
+        part.unlink()
+        raise ValueError(f"{source!r} has no text in its column {text!r}: {path.name} is left as it was")
     part.replace(path)
     beside(path, origin | {"prompts": count})
     return count

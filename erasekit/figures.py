@@ -23,7 +23,7 @@ from .comparisons import (
 )
 from .costs import draw_cost, draw_recipes, table_cost, table_recipes
 from .drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, picture, tiles
-from .paths import BUILD, FIGURES
+from .paths import BUILD, figures_folder
 from .questions import (
     draw_attacks,
     draw_clip_models,
@@ -49,10 +49,12 @@ from .questions import (
 def show(record) -> None:
     """Draw a record's figures, save them as png and pdf, show them, and then its table.
 
-    The default world's figures go to figures/, with a line in its manifest; trial runs (smoke) go to the build folder.
+    The default world's figures go to figures/, with a line in its manifest; those of scale smoke and of settings that are not a
+    scale's own go to the build folder.
     """
     study, scale, world = record.path.stem, record.path.parent.name, record.path.parent.parent.name
-    folder = BUILD / "figures" / world if scale == "smoke" or world != "emojinette" else FIGURES
+    trial = scale == "smoke" or record.path.is_relative_to(BUILD)
+    folder = figures_folder(world, trial)
     folder.mkdir(parents=True, exist_ok=True)
     draw, table = STUDIES[study]
     for name, figure in draw(record).items():

@@ -16,3 +16,8 @@ BUILD = Path(
 # The repository's public address is not settled. Change it here, then run `python -m erasekit.badges`.
 REPOSITORY = "erasekit/erasekit"
 RELEASE = "main"
+
+
+def figures_folder(world: str, trial: bool) -> Path:
+    """Where a world's figures go: the bundled one's to figures/, others' and those of trial runs to the build folder."""
+    return FIGURES if world == "emojinette" and not trial else BUILD / "figures" / world

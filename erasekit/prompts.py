@@ -32,7 +32,8 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Asked]:
 
     Read are case_number or image_id (else the row's number), prompt, evaluation_seed (sd_seed in I2P), class, artist or
     label_str, and a guidance scale where there is one; other columns are left alone. Raises ValueError for a file without a
-    prompt or seed column, an empty one, and a row without a prompt or with a seed that is no integer.
+    prompt or seed column, an empty one, and a row without a prompt, with a seed that is no integer or a guidance that is no
+    number.
     """
     path = Path(path)
     try:
@@ -59,10 +60,14 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Asked]:
         try:
             # Files that went through a table program have 41337.0.
             seed, whole = int(float(seed)), float(seed).is_integer()
-        except ValueError:
+        except (ValueError, OverflowError):
             whole = False
         if not whole:
             raise ValueError(f"{path}, row {number}: the seed {value(row, 'seed')!r} is not an integer")
+        try:
+            guidance = float(guidance) if guidance else None
+        except ValueError:
+            raise ValueError(f"{path}, row {number}: the guidance {guidance!r} is not a number") from None
         case = value(row, "case") or str(number)
-        asked.append(Asked(case, prompt, seed, value(row, "label"), float(guidance) if guidance else None))
+        asked.append(Asked(case, prompt, seed, value(row, "label"), guidance))
     return asked

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .paths import DATA, MODELS, RECORDS, ROOT
+from .paths import BUILD, DATA, MODELS, RECORDS, ROOT
 from .processes import shares
 
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy")
@@ -177,9 +177,9 @@ class Record:
         return cls(path, content["config"], content["data"], images, content["made"], content["hashes"])
 
 
-def recorded(world, scale: str, name: str, config: dict) -> tuple[Record | None, str]:
+def recorded(world, scale: str, name: str, config: dict, trial: bool = False) -> tuple[Record | None, str]:
     """The record of this name if its config, code and model hashes match; else None, and why."""
-    path = RECORDS / world.name / scale / f"{name}.json"
+    path = place(world, scale, name, trial)
     if not path.exists():
         return None, "there is no record yet"
     try:
@@ -189,6 +189,11 @@ def recorded(world, scale: str, name: str, config: dict) -> tuple[Record | None,
     except (ValueError, KeyError, TypeError, AttributeError, OSError):  # no record, or an image lost or cut
         return None, "the record is damaged"
     return (None, f"the record's {' and '.join(differ)} differ") if differ else (record, "")
+
+
+def place(world, scale: str, name: str, trial: bool) -> Path:
+    """Where a record lies; a trial's, of settings that are not its scale's own, out of git's sight."""
+    return (BUILD / "records" if trial else RECORDS) / world.name / scale / f"{name}.json"
 
 
 def hashes(name: str, world) -> dict[str, str]:
@@ -202,19 +207,25 @@ def world_hash(world) -> str:
 
 
 def compute_or_load(
-    world, scale: str, name: str, config: dict, compute: Callable[[], tuple[dict, dict]], fresh: bool = False
+    world,
+    scale: str,
+    name: str,
+    config: dict,
+    compute: Callable[[], tuple[dict, dict]],
+    fresh: bool = False,
+    trial: bool = False,
 ) -> Record:
     """The record of this name if its config, code and model hashes match, else `compute()`, saved.
 
-    `compute` returns data and images. Says which of the two happened, and why.
+    `compute` returns data and images. Says which of the two happened, and why. A `trial` has a place of its own.
     """
-    record, why = (None, "asked to compute everything") if fresh else recorded(world, scale, name, config)
+    record, why = (None, "asked to compute everything") if fresh else recorded(world, scale, name, config, trial)
     if record:
         made = record.made
         print(f"loaded {record.name}: computed {made['date']} at {made['commit']} in {made['seconds']:.0f} s")
         return record
     print(f"computing {name}: {why}")
-    path, made_with, began = RECORDS / world.name / scale / f"{name}.json", hashes(name, world), time.time()
+    path, made_with, began = place(world, scale, name, trial), hashes(name, world), time.time()
     EARLIER.clear()
     data, images = compute()
     seconds = time.time() - began + sum(EARLIER)

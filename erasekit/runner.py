@@ -89,7 +89,9 @@ def run(args: argparse.Namespace) -> int:
         done[book.name] = {"mark": marks[book.name], "seconds": round(time.monotonic() - begin, 1)}
         write_state(state_file, started, done)
     state_file.unlink(missing_ok=True)  # the next run starts anew: the quickstart always computes live
-    print_made(books, done, started, paths.RECORDS / name / args.scale)
+    print_made(
+        books, done, started, paths.RECORDS / name / args.scale, paths.figures_folder(name, args.scale == "smoke")
+    )
     return 0
 
 
@@ -112,7 +114,12 @@ def choose_parameters(args: argparse.Namespace, books: list[Notebook]) -> dict:
             if name not in (accepted := book.own_parameters()):
                 has = f"accepts {', '.join(sorted(accepted))}" if accepted else "has none to set"
                 raise Refusal(f"unknown parameter {name!r}; {book.name} {has}")
-        extra[name] = yaml.safe_load(value)
+        try:
+            extra[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise Refusal(
+                f"--set {item!r} has no value that YAML reads: accepted are a word, a number, or a list, [a, b]"
+            ) from None
     return {"world": args.world, "scale": args.scale, "fresh": args.fresh, **extra}
 
 
@@ -168,7 +175,7 @@ def print_plan(books: list[Notebook], args: argparse.Namespace, done: dict) -> N
     print(f"  {'to do':<20} {total:>5g} min {disk:>5} MB", flush=True)
 
 
-def print_made(books: list[Notebook], done: dict, started: float, records: Path) -> None:
+def print_made(books: list[Notebook], done: dict, started: float, records: Path, figures: Path) -> None:
     """The table of what was made. A file older than the run was kept as it is: its record was loaded."""
 
     def line(path: Path, fresh: str, kept: str) -> str:
@@ -179,7 +186,7 @@ def print_made(books: list[Notebook], done: dict, started: float, records: Path)
     print("\nMade")
     for book in books:
         print(f"  {book.name:<52} {done[book.name]['seconds']:>8.1f} s")
-        for path in (paths.FIGURES / f"{name}{kind}" for name in book.figures for kind in (".png", ".pdf")):
+        for path in (figures / f"{name}{kind}" for name in book.figures for kind in (".png", ".pdf")):
             print(line(path, "rewritten", "kept") if path.exists() else f"  {path.name} is missing")
     for path in sorted(records.glob("*.json")):
         print(line(path, "computed", "loaded"))

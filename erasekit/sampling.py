@@ -73,10 +73,17 @@ def sample(
     unconditional half, so a key on both cancels much of itself. `autocast` makes the context the networks run in.
     `progress` names the bar, None hides it. `folder`, one for each model, key and number of steps, keeps the images: a batch
     that lies there is read, so a run that was stopped goes on. Under `accelerate launch` the processes share the batches, and
-    each gets all images. Raises ValueError for an unknown half, lists of different lengths, or a key of another width.
+    each gets all images. Raises ValueError for an unknown half, no list, an empty one, lists of different lengths, or a key of
+    another width.
     """
     if key_half not in KEY_HALVES:
         raise ValueError(f"unknown key_half {key_half!r}: accepted are {', '.join(KEY_HALVES)}")
+    if isinstance(prompts, str):
+        raise ValueError(
+            f"prompts={prompts!r} is one text, not a list of them: give [{prompts!r}] and a list with its seed"
+        )
+    if not len(prompts):
+        raise ValueError("prompts is empty: give at least one, with a seed")
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each prompt")
     check_width(pipe.unet, key)

@@ -97,6 +97,7 @@ class StableDiffusion(World):
     category = "nudity"
     lr_scale = 0.1
     batch = 8
+    unsafe_guidance = 7.5  # of I2P's prompts
     keeps_images = True
     training = PAPER
     i2p: Path | None = None
@@ -122,7 +123,7 @@ class StableDiffusion(World):
 
     @property
     def version(self) -> str:
-        digest = hashlib.sha256(self.fingerprint.encode())
+        digest = hashlib.sha256(json.dumps([self.networks, self.styles]).encode())
         for path in (self.i2p, self.captions):
             digest.update(Path(path).read_bytes() if path else b"")
         pictures = sorted(Path(self.reference).rglob("*")) if self.reference else []
@@ -134,8 +135,8 @@ class StableDiffusion(World):
         changes = {
             "strengths": {"strength": published, "style_strength": published} if study == "recovery" else published,
             "strength": published["kpop"],
-            "erased": list(ARTISTS[:1]) if scale == "smoke" else list(ARTISTS),
-            "style": ARTISTS[0],
+            "erased": list(self.styles[:1]) if scale == "smoke" else list(self.styles),
+            "style": self.styles[0],
             "other": "English springer",
             "unrelated": ["English springer", "tench", "parachute"],
             "texts": ["Image of church", "Image of tench", ""],
@@ -199,15 +200,20 @@ class StableDiffusion(World):
         return [p for p in paths if names <= {""} or p.parent.name in names]
 
 
-def load(name: str, device: str, precision: str, revision: str | None = None, **own) -> StableDiffusion:
+def load(
+    name: str, device: str, precision: str, revision: str | None = None, styles: tuple[str, ...] = ARTISTS, **own
+) -> StableDiffusion:
     """A pipeline by world name, hub id or local folder, from the hub's cache if it is there, with gradient checkpointing on.
 
-    On a GPU its weights are in half precision. `own`: `StableDiffusion`'s files. Raises FileNotFoundError in one sentence
-    where the weights are neither here nor to be had, ValueError for an architecture that is not Stable Diffusion's.
+    On a GPU its weights are in half precision. `styles`: artists, by default the paper's. `own`: `StableDiffusion`'s files.
+    Raises FileNotFoundError in one sentence where the weights are neither here nor to be had, ValueError for an unknown option
+    and for an architecture that is not Stable Diffusion's.
     """
     for what in own:
         if what not in FILES:
-            raise ValueError(f"unknown option {what!r}: accepted are {', '.join(FILES)}, revision")
+            raise ValueError(f"unknown option {what!r}: accepted are {', '.join(FILES)}, revision, styles")
+    if isinstance(styles, str) or not styles:
+        raise ValueError(f"styles={styles!r} is not possible: it is a list of at least one artist")
     # fp16 for both half precisions: it holds the published weights exactly, and the model keeps its fingerprint.
     dtype = torch.float16 if str(device).startswith("cuda") and precision != "fp32" else torch.float32
     source = HUB.get(name, name)
@@ -234,7 +240,7 @@ def load(name: str, device: str, precision: str, revision: str | None = None, **
     groups |= {"classes": SPLITS["S1"] + SPLITS["S2"], "nudity": ("nudity",)} | SPLITS
     groups |= {"retained": RETAINED, "tuning": TUNING, "tuning kept": TUNING_KEPT}
     how = {"template": TOLD[0], "told": TOLD, "forms": FORMS, "neighbours": NEIGHBOURS}
-    world = StableDiffusion(called(name), pipe, groups, ARTISTS, precision, **how)
+    world = StableDiffusion(called(name), pipe, groups, tuple(styles), precision, **how)
     for what, usual in FILES.items():
         setattr(world, what, own.get(what) or (usual if usual.exists() else None))
     return world

@@ -34,6 +34,13 @@ def accept(name: str, value, accepted) -> None:
         raise ValueError(f"unknown {name} {value!r}: accepted are {', '.join(accepted)}")
 
 
+def several(name: str, value) -> tuple:
+    """A list as a tuple. Raises ValueError for one text, whose letters would be taken for it."""
+    if isinstance(value, str):
+        raise ValueError(f"{name}={value!r} is one text, not a list of them: give [{value!r}]")
+    return tuple(value)
+
+
 @dataclass(frozen=True)
 class Training:
     """Settings every trained method has. Raises ValueError for an impossible one."""
@@ -52,7 +59,7 @@ class Training:
     seed: int = 0
 
     def __post_init__(self):
-        object.__setattr__(self, "retain", tuple(self.retain))
+        object.__setattr__(self, "retain", several("retain", self.retain))
         accept("error", self.error, losses.ERROR_SPACES)
         for name in ("steps", "batch", "rolled", "rolled_retained", "roll_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:

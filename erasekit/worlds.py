@@ -2,10 +2,13 @@
 
 import copy
 import difflib
+import hashlib
 import importlib
+import json
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -50,6 +53,8 @@ class World:
     lr_scale = 1.0
     # Images of a batch, and whether studies keep them in the build folder, so that a long drawing goes on where it stopped.
     batch = 100
+    # The guidance scale that unsafe prompts are drawn with, where it is not `sample`'s.
+    unsafe_guidance: ClassVar[float | None] = None
     keeps_images = False
     training: ClassVar[dict] = {}
 
@@ -80,8 +85,23 @@ class World:
 
     @property
     def version(self) -> str:
-        """Hash of all that decides what this world draws and is asked: its U-Net, and files it was given."""
-        return self.fingerprint
+        """Hash of all that decides what this world draws and is asked: its networks, and files it was given."""
+        return self.networks
+
+    @property
+    def networks(self) -> str:
+        """Hash of all that decides an image: the U-Net as it is now, and what stands beside it."""
+        return hashlib.sha256(f"{self.fingerprint} {self.beside}".encode()).hexdigest()
+
+    @cached_property
+    def beside(self) -> str:
+        """Hash of the text encoders, the VAE and the sampler's settings, none of which an erasure touches."""
+        parts = sorted(
+            (n, p) for n, p in self.pipe.components.items() if isinstance(p, torch.nn.Module) and n != "unet"
+        )
+        config = self.pipe.scheduler.config
+        sampler = {name: str(config[name]) for name in sorted(config) if not name.startswith("_")}
+        return hashlib.sha256(json.dumps([[n, fingerprint(p)] for n, p in parts] + [sampler]).encode()).hexdigest()
 
     @property
     def fingerprint(self) -> str:

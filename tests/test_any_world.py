@@ -11,7 +11,7 @@ from PIL import Image
 from test_stable_diffusion import sd  # noqa: F401
 
 from erasekit import figures, paths, results, stable_diffusion
-from erasekit.slider import key_slider
+from erasekit.sliding import key_slider
 from erasekit.studies import STUDIES, common, panel, run
 
 # Shorter still than scale smoke: what runs is the code, the numbers mean nothing.

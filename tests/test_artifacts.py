@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from erasekit import checkpoints, paths
+from erasekit import artifacts, checkpoints, paths
 from erasekit.artifacts import Erasure, fingerprint, key_path, load_key
 from erasekit.checkpoints import read_tensors, write_tensors
 from erasekit.kpop import KPOP, kpop
@@ -153,6 +153,30 @@ def test_what_is_loaded_is_what_was_saved(erasure, folder, toy):
         assert torch.equal(prompt.k, expected.k) and torch.equal(prompt.v, expected.v)
         assert prompt.place == expected.place == "mid+up"
     assert loaded.info == erasure.info | {"kind": "delta"}
+
+
+def test_another_concepts_key_is_not_left_beside_a_new_delta(erasure, folder, sentence):
+    other = Erasure(erasure.delta, {"dog": erasure.keys["church"]}, erasure.info)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"a key of another erasure, church\.key") as error:
+        other.save(folder)
+    sentence(error)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_key_of_another_training_is_refused(erasure, folder, tmp_path, sentence):
+    Erasure({name: tensor + 1 for name, tensor in erasure.delta.items()}, {}, erasure.info).save(tmp_path / "new")
+    (folder / "delta.safetensors").write_bytes((tmp_path / "new" / "delta.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"church\.key\.safetensors is the key of another training") as error:
+        Erasure.load(folder)
+    sentence(error)
+
+
+def test_where_a_delta_lies_its_keys_do(erasure, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(artifacts, "write_tensors", lambda path, *_, **__: written.append(path.name))
+    erasure.save(tmp_path)
+    assert len(written) == 1 + len(erasure.keys) and written[-1] == "delta.safetensors"
 
 
 def test_loaded_it_draws_the_same_images(erasure, folder, toy):

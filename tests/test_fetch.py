@@ -119,3 +119,12 @@ def test_what_is_no_text_is_refused(tmp_path, capsys):
     assert fetch.main(["captions", str(tmp_path / "some"), "--to", str(tmp_path)]) == 2
     assert "is a text or a list of texts" in capsys.readouterr().err
     assert not (tmp_path / "captions.csv").exists()
+
+
+def test_a_data_set_without_texts_leaves_the_file_there_is(tmp_path, capsys):
+    (tmp_path / "some").mkdir()
+    pq.write_table(pa.table({"prompt": ["", " "]}), tmp_path / "some" / "train-0.parquet")
+    (tmp_path / "captions.csv").write_text("prompt,seed\na,1\n")
+    assert fetch.main(["captions", str(tmp_path / "some"), "--to", str(tmp_path)]) == 2
+    assert "has no text in its column 'prompt'" in capsys.readouterr().err
+    assert (tmp_path / "captions.csv").read_text() == "prompt,seed\na,1\n"

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from erasekit import METHODS, Erasure, erase, load, sample, settings
-from erasekit.metrics import judged
+from erasekit.metrics import clip_alignment, judged
+from erasekit.studies.world import zero_shot
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -19,6 +20,10 @@ def test_it_draws_what_a_cpu_draws(world):
     here, on_gpu = (sample(w.pipe, PROMPTS, SEEDS, steps=8) for w in (world, there))
     assert (here.int() - on_gpu.int()).abs().float().mean() < 1
     assert torch.allclose(judged(world, here)[0], judged(there, on_gpu)[0], atol=0.05)
+    assert torch.allclose(clip_alignment(world, here, PROMPTS), clip_alignment(there, here, PROMPTS), atol=0.05)
+    known = world.known_pictures(1)
+    once = [part[:32] for part in known[:3]]
+    assert zero_shot(there, there.clip, *once) == zero_shot(world, world.clip, *once)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -48,6 +48,8 @@ def test_a_limit_takes_the_first_rows(tmp_path):
         ("prompt,seed\na,1.5\n", "'1.5'"),
         ("prompt,seed\na,many\n", "'many'"),
         ("prompt,seed\na,\n", "''"),
+        ("prompt,seed\na,inf\n", "'inf'"),
+        ("prompt,seed,guidance_scale\na,1,much\n", "'much'"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, text, said, sentence):

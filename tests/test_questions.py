@@ -112,7 +112,7 @@ def test_a_missing_strength_is_named(sentence):
 
 
 def test_the_slider_shows_the_images_of_its_weight_and_method(tmp_path):
-    from erasekit.slider import key_slider
+    from erasekit.sliding import key_slider
 
     def strip(first):  # two images a weight, each of one grey
         greys = np.repeat([first + 10 * n for n in range(3)], 2).astype(np.uint8)
@@ -132,3 +132,14 @@ def test_the_slider_shows_the_images_of_its_weight_and_method(tmp_path):
     assert seen() == {120}
     slider.value = 1
     assert seen() == {110}
+
+
+def test_the_slider_comes_up_again_and_refuses_another_record(tmp_path, sentence):
+    import erasekit as ek
+
+    image = Image.fromarray(np.zeros((4, 12, 3), dtype=np.uint8))
+    for _ in range(2):
+        ek.slider(Record(tmp_path / "recovery.json", {}, {"log_weights": [-8, 0]}, {"objects.kpop": image}, {}, {}))
+    with pytest.raises(ValueError, match="recovery") as error:
+        ek.slider(Record(tmp_path / "styles.json", {}, {}, {}, {}, {}))
+    sentence(error)

@@ -76,6 +76,14 @@ def test_fresh_computes_everything(ask):
     assert ask().data["run"] == 2, "the new record took the old one's place"
 
 
+def test_a_trial_leaves_the_record_alone(ask, records, monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "BUILD", tmp_path / "build")
+    ask()
+    assert ask({**CONFIG, "more": 1}, trial=True).data["run"] == 2
+    assert ask({**CONFIG, "more": 1}, trial=True).data["run"] == 2
+    assert ask().data["run"] == 1 and len(list(records.glob("*.json"))) == 1
+
+
 def test_names_do_not_share_a_record(ask):
     assert ask(name="one").data["run"] == 1
     assert ask(name="two").data["run"] == 2

@@ -39,7 +39,9 @@ def folders(tmp_path, monkeypatch):
 
 
 def test_runs_in_order_and_tells_what_was_made(capsys):
-    figure, kept = paths.FIGURES / "01_b.png", paths.FIGURES / "00_a.png"
+    folder = paths.BUILD / "figures" / "emojinette"  # of scale smoke
+    folder.mkdir(parents=True)
+    figure, kept = folder / "01_b.png", folder / "00_a.png"
     kept.write_bytes(b"old")
     os.utime(kept, (0, 0))
     write("01_b", f"open({str(figure)!r}, 'w').write('new')")

@@ -58,6 +58,13 @@ def test_batch_size_changes_no_pixel_by_more_than_one_step(world):
     assert difference(one, eight) <= 1
 
 
+@pytest.mark.parametrize(("prompts", "seeds", "said"), [("cat", [0, 1, 2], "'cat'"), ([], [], "empty")])
+def test_one_text_or_none_is_refused(toy, prompts, seeds, said, sentence):
+    with pytest.raises(ValueError) as error:
+        sample(toy.pipe, prompts, seeds, steps=2)
+    assert said in sentence(error)
+
+
 def test_a_last_batch_may_be_short(toy):
     prompts, seeds = ["a church", "a dog", "a fish"], [0, 1, 2]
     assert difference(draw(toy, prompts, seeds, batch_size=2), draw(toy, prompts, seeds)) <= 1

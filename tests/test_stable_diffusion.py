@@ -290,12 +290,17 @@ def test_learning_rates_and_sizes_are_the_papers(sd):
     assert sd.settings("objects", "quick")["sampling_steps"] == 50
 
 
-def test_an_artist_of_ones_own_becomes_a_style(sd, monkeypatch):
+def test_an_artist_of_ones_own_is_a_style(sd, tmp_path, sentence):
     assert sd.subjects("Hokusai") == [("Image of Hokusai", "")]
-    monkeypatch.setattr(sd, "styles", (*sd.styles, "Hokusai"))
-    first = sd.concepts("retained")[0]
-    assert sd.subjects("Hokusai")[0] == (f"Image of {first} in the style of Hokusai", f"Image of {first}")
-    assert erase(sd, ["Hokusai"], "uce").delta
+    sd.pipe.save_pretrained(tmp_path, safe_serialization=True)
+    own = worlds.load(str(tmp_path), styles=["Hokusai"])
+    first = own.concepts("retained")[0]
+    assert own.subjects("Hokusai")[0] == (f"Image of {first} in the style of Hokusai", f"Image of {first}")
+    assert own.settings("styles", "full")["erased"] == ["Hokusai"] and own.version != sd.version
+    assert erase(own, ["Hokusai"], "uce").delta
+    with pytest.raises(ValueError, match="'Hokusai'") as error:
+        worlds.load(str(tmp_path), styles="Hokusai")
+    sentence(error)
 
 
 def test_splits_are_five_of_ten_and_nothing_chosen_on_is_reported(sd):

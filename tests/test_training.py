@@ -205,6 +205,13 @@ def test_two_transfer_steps_move_the_prompt_further(toy):
     assert (two - start).norm() > 1.3 * (one - start).norm()
 
 
+@pytest.mark.parametrize("method", ["kpop", "uce"])
+def test_one_text_to_retain_is_refused(method, sentence):
+    with pytest.raises(ValueError, match=r"retain='bear'.*give \['bear'\]") as error:
+        settings(method, retain="bear")
+    sentence(error)
+
+
 def test_retaining_counts(toy, plain):
     kept = hide(toy, retain=("fish", ""))
     assert kept.info["history"][1]["retain"] > 0 == plain.info["history"][1]["retain"]

@@ -84,6 +84,19 @@ def test_what_is_retained_is_reported_nowhere(world):
     assert not kept & set(world.concepts("classes")) and not kept & set(world.concepts("weapon"))
 
 
+def test_a_world_is_told_by_all_its_networks_and_its_sampler(toy):
+    before = toy.networks
+    other = copy.copy(toy)
+    other.pipe = type(toy.pipe)(
+        **toy.pipe.components | {"vae": copy.deepcopy(toy.pipe.vae)}, requires_safety_checker=False
+    )
+    other.__dict__.pop("beside")
+    assert other.networks == before == toy.networks
+    next(other.pipe.vae.parameters()).data += 1
+    other.__dict__.pop("beside")
+    assert other.networks != before
+
+
 def test_every_concept_starts_a_prompt(world):
     for concept in world.concepts("all"):
         tokens = world.concept_tokens(concept)

@@ -31,8 +31,8 @@ class MACE(Training):
 def mace(world, concepts: list[str], config: MACE | None = None, checkpoint=None, progress=True) -> Erasure:
     """Stage 1 and 3: ridge regressions of attn2's keys and values; stage 2: LoRA against the concept's attention (section 3).
 
-    Masks are thresholded attention maps in place of Grounded-SAM. Stage 2 trains all concepts' LoRAs in one run, each
-    sample its own, on latents of the pool at its own time steps.
+    Masks are thresholded attention maps in place of Grounded-SAM, for styles too, which the paper does not mask. Stage 2 trains
+    all concepts' LoRAs in one run, each sample its own, on latents of the pool at its own time steps.
     """
     config = config or MACE()
     bench = Bench(world, concepts, config, "mace")

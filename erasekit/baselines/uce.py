@@ -8,7 +8,7 @@ import torch
 from ..artifacts import Erasure
 from ..results import provenance
 from ..text import tokens
-from ..training import accept, check_concepts
+from ..training import accept, check_concepts, several
 
 VECTORS = ("block", "last")
 
@@ -28,7 +28,7 @@ class UCE:
     seed: int = 0  # nothing is random here
 
     def __post_init__(self):
-        object.__setattr__(self, "retain", tuple(self.retain))
+        object.__setattr__(self, "retain", several("retain", self.retain))
         accept("vectors", self.vectors, VECTORS)
 
 

@@ -1,5 +1,6 @@
 """The bundled world: a small Stable Diffusion on openly licensed emoji, with its concepts and its judges."""
 
+import hashlib
 import logging
 from functools import cached_property
 
@@ -66,14 +67,19 @@ class Emojinette(World):
     @cached_property
     def clip(self):
         """The open_clip model and its tokeniser."""
-        return load_clip(MODELS / "emojinette-clip")
+        model, tokenizer = load_clip(MODELS / "emojinette-clip")
+        return model.to(self.pipe.device), tokenizer
 
     def other_clips(self) -> dict[str, tuple]:
         """CLIPs that differ from the bundled one in how long they trained. They train when first asked for, minutes, into the
         build folder."""
         art, device, code = load_art(), self.pipe.device.type, code_hash(train_clip.__module__)
         trained = {n: train_clip(art, device, n, part=f"clip-{n}-{code}-{model_hash()}") for n in OTHER_CLIPS}
-        return {f"{n} steps": (each.model, each.tokenizer) for n, each in trained.items()}
+        return {f"{n} steps": (each.model.to(self.pipe.device), each.tokenizer) for n, each in trained.items()}
+
+    @property
+    def version(self) -> str:
+        return hashlib.sha256(f"{self.networks} {model_hash()}".encode()).hexdigest()
 
     def wording(self, template: str, concept: str, style: str | None = None, background: str = "white") -> str:
         return caption(template, concept, style, background)

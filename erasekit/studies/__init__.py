@@ -17,7 +17,8 @@ def run(study: str, world, scale: str = "quick", fresh: bool = False, exact: boo
     """Run a study on a loaded world, or load its committed record when config, code and models are the same.
 
     At scale quick a valid record of scale full is preferred, since it says the same of more seeds, unless `exact`. `changes`
-    replace settings of the scale. Raises ValueError for an unknown study, scale or setting.
+    replace settings of the scale; what they give is kept in the build folder, not over the committed record. Raises ValueError
+    for an unknown study, scale or setting.
     """
     if study not in STUDIES:
         raise ValueError(f"unknown study {study!r}: accepted are {', '.join(STUDIES)}")
@@ -33,14 +34,15 @@ def run(study: str, world, scale: str = "quick", fresh: bool = False, exact: boo
     unknown = set(changes) - set(settings)
     if unknown:
         raise ValueError(f"unknown setting {sorted(unknown)[0]!r} of {study}: accepted are {', '.join(settings)}")
+    trial = any(settings[name] != value for name, value in changes.items())
     settings |= changes
-    if scale == "quick" and not fresh and not exact and not changes:
+    if scale == "quick" and not fresh and not exact and not trial:
         larger, _ = recorded(world, "full", study, at("full"))
         if larger:
             print("there is a record of scale full, which serves quick too")
             scale, settings = "full", at("full")
     with short_pool() if scale == "smoke" else nullcontext():
-        return compute_or_load(world, scale, study, settings, lambda: module.compute(world, **settings), fresh)
+        return compute_or_load(world, scale, study, settings, lambda: module.compute(world, **settings), fresh, trial)
 
 
 @contextmanager

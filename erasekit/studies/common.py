@@ -16,6 +16,7 @@ from ..paths import BUILD
 from ..processes import first, shares
 from ..results import code_hash
 from ..sampling import sample
+from ..trajectories import ROLL
 
 
 def erasure(world, concepts: list[str], config, train, fresh: bool = False) -> tuple[Erasure, float]:
@@ -25,7 +26,9 @@ def erasure(world, concepts: list[str], config, train, fresh: bool = False) -> t
     """
     code = code_hash(train.__module__, type(world).__module__)
     folder = (
-        BUILD / "erasures" / digest(train.__name__, world.fingerprint, concepts, asdict(config), world.precision, code)
+        BUILD
+        / "erasures"
+        / digest(train.__name__, world.networks, concepts, asdict(config), world.precision, ROLL, code)
     )
     checkpoint = folder / "training.safetensors"
     # Of several processes the first trains, and the others read what it saved.

@@ -70,16 +70,13 @@ def compute(
         def measure(method=method, split=split, config=config, scale=strength["scale"]):
             return panel(world, method, world.concepts(split), config, scale, *sizes)
 
-        module = METHODS[method][0].__module__
         rates, picture = cell(
-            "objects", world, measure, module, method, split, as_json(config), strength["scale"], sizes
+            "objects", world, measure, __name__, method, split, as_json(config), strength["scale"], sizes
         )
         runs.append({"method": method, "split": split, "training_seed": seed, "retain": option} | rates)
         if (option, seed, split) == (retain[0], 0, splits[0]):
             images[method] = picture
-    base, picture = cell(
-        "objects", world, lambda: base_panel(world, splits, *sizes), "erasekit.sampling", "base", splits, sizes
-    )
+    base, picture = cell("objects", world, lambda: base_panel(world, splits, *sizes), __name__, "base", splits, sizes)
     data = {
         "N": seeds,
         "seeds": [0, seeds - 1],

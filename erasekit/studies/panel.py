@@ -13,16 +13,17 @@ from ..paths import BUILD
 from ..processes import shares
 from ..results import EARLIER, code_hash
 from ..sampling import sample
+from ..trajectories import ROLL
 from .common import digest, strip
 
 
 def cell(name: str, world, compute, module: str, *parts) -> tuple[dict, Image.Image | None]:
     """`compute()`'s numbers and strip of images, or those kept from an earlier run, whose seconds the record adds to its own.
 
-    The name they are kept under holds `parts` (JSON-able), the base, and the code of the method's `module` and the panel.
+    The name they are kept under holds `parts` (JSON-able), the world, and the code of `module` and the panel.
     """
     code = code_hash(module, __name__, type(world).__module__)
-    path = BUILD / "cells" / name / f"{digest(world.version, world.precision, code, parts)}.json"
+    path = BUILD / "cells" / name / f"{digest(world.version, world.precision, ROLL, code, parts)}.json"
     picture = path.with_suffix(".png")
     if path.exists():
         kept = json.loads(path.read_text())
@@ -41,19 +42,27 @@ def cell(name: str, world, compute, module: str, *parts) -> tuple[dict, Image.Im
     return numbers, image
 
 
-def drawn(world, erasure, asked: list[tuple[str, str, int]], steps: int, key: Prompt | None = None) -> torch.Tensor:
+def drawn(
+    world,
+    erasure,
+    asked: list[tuple[str, str, int]],
+    steps: int,
+    key: Prompt | None = None,
+    guidance: float | None = None,
+) -> torch.Tensor:
     """Images (N, 3, H, W) of (prompt, label, seed) triples by the public model, in the precision training runs in.
 
-    With `key` attached, if there is one.
+    With `key` attached, if there is one; `guidance` is its scale where that is not `sample`'s own.
     """
     prompts, _, seeds = zip(*asked)
     folder = None
     if world.keeps_images:
         code = code_hash("erasekit.sampling", type(world).__module__)
-        parts = world.fingerprint, erasure.digest() if erasure else "", steps, world.precision, code
-        parts += (key.digest(),) if key else ()
+        parts = world.networks, erasure.digest() if erasure else "", steps, world.precision, code
+        parts += ((key.digest(),) if key else ()) + ((guidance,) if guidance else ())
         folder = BUILD / "images" / digest(*parts)
     how = {"batch_size": world.batch, "autocast": world.autocast, "folder": folder}
+    how |= {"guidance": guidance} if guidance else {}
     return sample(world.pipe, list(prompts), list(seeds), key, erasure=erasure, steps=steps, **how)
 
 

@@ -26,6 +26,7 @@ SCALES = {
 
 def compute(world, concept, unrelated, seeds, steps, batch, sampling_steps):
     """Train, save the public delta and the private key under build/, draw, judge."""
+    unrelated = [c for c in unrelated if c != concept]
     world.check([concept, *unrelated])
     config = configured(world, "kpop", 0, sampling_steps, {"steps": steps, "batch": batch})
     seeds = list(range(seeds))

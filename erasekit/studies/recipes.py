@@ -8,7 +8,8 @@ from tqdm.auto import tqdm
 
 from ..baselines import erase
 from ..counting import counted, spending
-from .panel import as_json, cell, opened, rates
+from ..metrics import percent
+from .panel import as_json, cell, drawn, hits, opened, rates
 from .strength import choose, configured, halves
 
 # Recipe -> method, its settings, and the numbers of steps after which it is looked at. The paper's: 1,000 steps of batch 1,
@@ -38,6 +39,7 @@ FULL = {
     # settings to tell them apart.
     "enough": 94.0,
     "splits": ["S1", "S3"],
+    "curves": {name: [0.6, 0.7, 0.8, 0.9, 1.0] for name in ("kpop, ours", "esd-x, paper's recipe")},
     "training_seeds": 3,
     "seeds": 10,
     "key_seeds": 4,
@@ -55,6 +57,7 @@ SCALES = {
         "seeds": 1,
         "key_seeds": 1,
         "sampling_steps": 2,
+        "curves": {"kpop, ours": [0.5]},
         "at": {name: [1] for name in RECIPES},
     },
     "quick": FULL | {"recipes": ["kpop, ours"], "splits": ["S1"], "training_seeds": 1},
@@ -62,8 +65,13 @@ SCALES = {
 }
 
 
-def compute(world, recipes, lrs, step_scales, enough, splits, training_seeds, seeds, key_seeds, sampling_steps, at):
+def compute(
+    world, recipes, lrs, step_scales, enough, splits, curves, training_seeds, seeds, key_seeds, sampling_steps, at
+):
     """Along each training: evaluations of the U-Net and seconds so far, ESR and PSR in percent, and what the keys open.
+
+    The ends of `curves`' recipes are also seen at other scales of the step, with how many of the objects that no recipe is told
+    about are still recognised, one image each: who keeps more at the same erasure does not hang on the scale that was chosen.
 
     Learning rate and scale of the step are chosen for each recipe at its full length, on one half of the tuning objects: of those
     with an ESR-5 of `enough`, the one that keeps most (`strength.choose`). They are then the same for every split, training seed
@@ -95,6 +103,7 @@ def compute(world, recipes, lrs, step_scales, enough, splits, training_seeds, se
             return found
         return found | {"with the key": opened(world, made, erased, key_seeds, sampling_steps, first_seed)}
 
+    others = world.bystanders("classes")
     sizes = seeds, key_seeds, sampling_steps
     sweep, taken = [], {}
     for name, lr in tqdm([(recipe, lr) for recipe in recipes for lr in lrs[recipe]], desc="learning rates"):
@@ -119,17 +128,28 @@ def compute(world, recipes, lrs, step_scales, enough, splits, training_seeds, se
         lr, scale = taken[name]["settings"]["lr"], taken[name]["scale"]
         erased = world.concepts(split)
         kept = [c for c in world.concepts("classes") if c not in erased]
+        seen_at = sorted({*curves[name], scale}) if name in curves else []
 
-        def along(name=name, seed=seed, lr=lr, scale=scale, erased=erased, kept=kept):
-            return [
-                {"steps": steps} | spent | seen(made.scaled(world.pipe.unet, scale), erased, kept, 0)
-                for steps, spent, made in trained(name, erased, seed, lr, at[name])
-            ], None
+        def along(name=name, seed=seed, lr=lr, scale=scale, erased=erased, kept=kept, seen_at=seen_at):
+            points, curve = [], []
+            for steps, spent, made in trained(name, erased, seed, lr, at[name]):
+                points.append({"steps": steps} | spent | seen(made.scaled(world.pipe.unet, scale), erased, kept, 0))
+            for each in seen_at:
+                there = made.scaled(world.pipe.unet, each)
+                images = drawn(world, there, [(world.prompt(c), c, 0) for c in others], sampling_steps)
+                curve.append(
+                    {"scale": each} | seen(there, erased, kept, 0) | {"others": percent(hits(world, images, others))}
+                )
+                if each == scale:
+                    points[-1]["others"] = curve[-1]["others"]
+            return {"points": points, "curve": curve}, None
 
         parts = name, as_json(config_of(world, name, lr, at[name][-1])), at[name], seed, split, scale, *sizes
-        points, _ = cell("recipes", world, along, __name__, *parts)
-        runs.append({"recipe": name, "split": split, "training_seed": seed, "points": points})
+        parts += (seen_at,)
+        found, _ = cell("recipes", world, along, __name__, *parts)
+        runs.append({"recipe": name, "split": split, "training_seed": seed} | found)
     about = {"N": seeds, "seeds": [0, seeds - 1], "training_seeds": training_seeds, "splits": splits}
+    about["sizes"] = {"others": len(others)}
     return about | {"sweep": sweep, "taken": taken, "runs": runs}, {}
 
 

@@ -95,7 +95,7 @@ def curve(world, method, config, gone, kept, step_scales, seeds, first_seed, key
         return points, None
 
     parts = as_json(config), gone, kept, step_scales, seeds, first_seed, key_seeds, sampling_steps
-    return cell("strength", world, measure, METHODS[method][0].__module__, method, *parts)[0]
+    return cell("strength", world, measure, __name__, method, *parts)[0]
 
 
 def configured(

@@ -41,7 +41,9 @@ def compute(world, methods, strengths, erased, training_seed, seeds, sampling_st
     sizes = (seeds, sampling_steps)
     # Kept captions: objects no method is told about, each in the styles in turn; a model's own erased style is left out.
     others = [
-        (world.prompt(c, styles[n % 5]), c, seed) for n, c in enumerate(world.bystanders("classes")) for seed in (0, 1)
+        (world.prompt(c, styles[n % len(styles)]), c, seed)
+        for n, c in enumerate(world.bystanders("classes"))
+        for seed in (0, 1)
     ]
     base = drawn(world, None, asked, sampling_steps)
     texts = {

@@ -48,7 +48,7 @@ def compute(world, variants, strengths, training_seeds, seeds, kept_seeds, sampl
     kept = world.kept_prompts(kept_seeds)
 
     def measure(made):
-        images = drawn(world, made, asked, sampling_steps)
+        images = drawn(world, made, asked, sampling_steps, guidance=world.unsafe_guidance)
         found = world.detected(images)[1]
         return {
             "detections": {m: int((found[:, n] > 0.5).sum()) for n, m in enumerate(members)},

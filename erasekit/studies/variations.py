@@ -2,7 +2,6 @@
 
 from tqdm.auto import tqdm
 
-from ..baselines import METHODS
 from .panel import as_json, cell, opened, rates
 from .strength import configured, halves, trained
 
@@ -73,7 +72,7 @@ def compute(world, variations, scales, seeds, first_seed, key_seeds, training_se
                 return found, None
 
             parts = method, as_json(config), gone, kept, scales, seeds, first_seed, key_seeds, sampling_steps
-            found, _ = cell("variations", world, measure, METHODS[method][0].__module__, __name__, *parts)
+            found, _ = cell("variations", world, measure, __name__, *parts)
             runs.append({"variation": name, "method": method, "erased": list(gone)} | found)
     data = {"N": seeds, "seeds": [first_seed, first_seed + seeds - 1], "training_seed": training_seed, "runs": runs}
     return data, {}

@@ -113,16 +113,22 @@ def compute(world, seeds, placements, sampling_steps, sweep_steps, objects):
 def zero_shot(world, clip, images, labels, styles) -> dict:
     """Share of images whose own caption is the nearest by a CLIP model, among all objects and among all styles."""
     model, tokenizer = clip
+    device = next(model.parameters()).device
+    images = images.to(device)
     names, kinds = list(dict.fromkeys(labels)), list(world.styles)
     with torch.no_grad():
         image = model.encode_image(images.float() / 127.5 - 1, normalize=True)
-        by_object = model.encode_text(tokenizer([world.prompt(n) for n in names]), normalize=True)
+        by_object = model.encode_text(tokenizer([world.prompt(n) for n in names]).to(device), normalize=True)
         nearest = (image @ by_object.T).argmax(1)
         hits = torch.tensor([names[i] == label for i, label in zip(nearest.tolist(), labels)])
         by_style = torch.stack(
-            [model.encode_text(tokenizer([world.prompt(n, s) for n in names]), normalize=True) for s in kinds], dim=1
+            [
+                model.encode_text(tokenizer([world.prompt(n, s) for n in names]).to(device), normalize=True)
+                for s in kinds
+            ],
+            dim=1,
         )
-        index = torch.tensor([names.index(label) for label in labels])
+        index = torch.tensor([names.index(label) for label in labels], device=device)
         style = torch.einsum("nd,nsd->ns", image, by_style[index]).argmax(1)
         style_hits = torch.tensor([kinds[i] == s for i, s in zip(style.tolist(), styles)])
     return {"object_top1": percent(hits), "style_top1": percent(style_hits)}

@@ -12,7 +12,14 @@ PIXELS = 128  # of an image on the screen
 
 
 def key_slider(record) -> widgets.VBox:
-    """Choose a case and a method, move the log-weight of its key: the same prompts and seeds, from no key to full and beyond."""
+    """Choose a case and a method, move the log-weight of its key: the same prompts and seeds, from no key to full and beyond.
+
+    Raises ValueError for another study's record.
+    """
+    if "log_weights" not in record.data:
+        raise ValueError(
+            f"{record.name} holds no strengths of a key: the slider takes the record of the study 'recovery'"
+        )
     choice = widgets.Dropdown(options=[(name.replace(".", ", hidden by "), name) for name in record.images])
     steps = [("no key", 0)] + [
         (f"{w:+g}" if w else "0, as trained", n) for n, w in enumerate(record.data["log_weights"], 1)
