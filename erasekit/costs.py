@@ -64,30 +64,46 @@ COLOURS = {"kpop, ours": GREEN, "kpop, paper's recipe": ORANGE, "esd-x, paper's 
 
 
 def draw_recipes(record) -> dict:
-    """Left and middle: what is erased and what is kept, against the evaluations spent; a line for each recipe and split, the
-    band its training seeds. Right: the tuning objects along the step, at the chosen learning rate; circles are the scales
-    taken.
+    """Above: what is erased and what is kept, against the evaluations spent; a line for each recipe and split, the band its
+    training seeds. Below: erased against kept along the step, circles the scales taken; left on the objects that they were
+    chosen on, right on what is reported, means over training seeds.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(12.4, 3.2), layout="constrained")
-    runs = record.data["runs"]
-    for name, split in dict.fromkeys((run["recipe"], run["split"]) for run in runs):
-        own = [pd.DataFrame(r["points"]) for r in runs if (r["recipe"], r["split"]) == (name, split)]
-        spent = np.mean([run.evaluations for run in own], axis=0)
-        ls = ("-", "--", ":")[record.data["splits"].index(split) % 3]
-        for ax, rate in zip(axes, ("ESR-1", "PSR-1")):
-            band(ax, spent, [run[rate] for run in own], color=COLOURS[name], ls=ls, label=f"{name}, {split}")
-    for ax, title in zip(axes, ("erased: ESR-1, %", "kept: PSR-1, %")):
+    figure, axes = plt.subplots(2, 2, figsize=(10.4, 6.4), layout="constrained")
+    data, lines = record.data, dict(zip(record.data["splits"], ("-", "--", ":")))
+    groups = {}
+    for run in data["runs"]:
+        groups.setdefault((run["recipe"], run["split"]), []).append(run)
+    for (name, split), own in groups.items():
+        points = [pd.DataFrame(run["points"]) for run in own]
+        spent = np.mean([each.evaluations for each in points], axis=0)
+        for ax, rate in zip(axes[0], ("ESR-1", "PSR-1")):
+            how = {"color": COLOURS[name], "ls": lines[split], "label": f"{name}, {split}"}
+            band(ax, spent, [each[rate] for each in points], **how)
+    for ax, title in zip(axes[0], ("erased: ESR-1, %", "kept: PSR-1, %")):
         ax.set(xscale="log", xlabel="U-Net evaluations spent (forward passes)", title=title)
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.xaxis.set_minor_formatter(NullFormatter())
-    for name, taken in record.data["taken"].items():
-        own = [p for p in record.data["sweep"] if (p["recipe"], p["settings"]) == (name, taken["settings"])]
-        axes[2].plot([p["ESR-5"] for p in own], [p["PSR-1"] for p in own], color=COLOURS[name], marker=".")
-        [point] = [p for p in own if p["scale"] == taken["scale"]]
-        axes[2].plot(point["ESR-5"], point["PSR-1"], "o", ms=9, mfc="none", color=COLOURS[name])
-    axes[2].set(xlabel="erased: ESR-5, %", ylabel="kept: PSR-1, %", title="strengths tried on other objects")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7, handlelength=3)
+
+    def along_step(ax, rows: pd.DataFrame, kept: str, name: str, ls: str = "-"):
+        ax.plot(rows["ESR-5"], rows[kept], color=COLOURS[name], marker=".", ls=ls)
+        taken = rows[rows.scale == data["taken"][name]["scale"]]
+        ax.plot(taken["ESR-5"], taken[kept], "o", ms=9, mfc="none", color=COLOURS[name])
+
+    for name, taken in data["taken"].items():
+        own = [p for p in data["sweep"] if (p["recipe"], p["settings"]) == (name, taken["settings"])]
+        along_step(axes[1, 0], pd.DataFrame(own), "PSR-1", name)
+    for (name, split), own in groups.items():
+        if own[0]["curve"]:
+            rows = pd.DataFrame([row for run in own for row in run["curve"]])
+            along_step(axes[1, 1], rows.groupby("scale", as_index=False).mean(), "others", name, lines[split])
+    axes[1, 0].set(xlabel="erased: ESR-5, %", ylabel="kept: PSR-1, %", title="strengths tried on other objects")
+    title = "the reported splits along the step"
+    axes[1, 1].set(
+        xlabel="erased: ESR-5, %", ylabel=f"kept: all {data['sizes']['others']} other objects, %", title=title
+    )
+    figure.get_layout_engine().set(hspace=0.06)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=7, handlelength=3)
     return {"recipes": figure}
 
 
@@ -102,7 +118,7 @@ def table_recipes(record) -> pd.DataFrame:
     groups = frame.groupby(["split", "recipe"], sort=False)[names]
     table, spread = groups.mean(), groups.std(ddof=0)
     for rate in [name for name in ("ESR-1", "PSR-1", "others") if name in table]:
-        table[rate] = [f"{mean:.1f} ± {sd:.1f}" for mean, sd in zip(table[rate], spread[rate])]
+        table[rate] = [f"{mean:.1f} ± {sd:.1f}" if mean == mean else "" for mean, sd in zip(table[rate], spread[rate])]
     for cost in ("evaluations", "seconds"):
         reference = (
             table[cost].xs(REFERENCE, level="recipe") if REFERENCE in set(frame.recipe) else pd.Series(dtype=float)
