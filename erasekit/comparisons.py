@@ -355,17 +355,13 @@ def draw_styles(record) -> dict:
 def table_styles(record) -> pd.DataFrame:
     """Means over the models, one for each style: the erased style / the four others; and CLIP on captions of what is kept.
 
-    FID and KID are left out: a model's captions leave its erased style out, the real pictures have all five, and real pictures
-    of four score no better so than the methods do.
+    FID and KID are left out: a model's captions leave its erased style out, and the real pictures have all five.
     """
-    frame, data = style_runs(record), record.data
-    captions = ["CLIP"]
+    frame, data, captions = style_runs(record), record.data, "kept captions: CLIP"
     rows = {"base": {name: f"{np.mean(list(v.values())):.1f}" for name, v in data["base"]["by_style"].items()}}
-    rows["base"] |= {f"kept captions: {k}": data["base"]["kept"][k] for k in captions}
+    rows["base"][captions] = data["base"]["kept"]["CLIP"]
     for method, own in frame.groupby("method", sort=False):
         gone = own.erased == own["style"]
         rows[method] = {n: f"{own[gone][n].mean():.1f} / {own[~gone][n].mean():.1f}" for n in data["base"]["by_style"]}
-        kept = [run["kept"] for run in data["runs"] if run["method"] == method]
-        rows[method] |= {f"kept captions: {k}": np.mean([run[k] for run in kept]) for k in captions}
-    table = pd.DataFrame(rows).T
-    return table.astype({f"kept captions: {k}": float for k in captions}).rename_axis("erased style / the others")
+        rows[method][captions] = np.mean([run["kept"]["CLIP"] for run in data["runs"] if run["method"] == method])
+    return pd.DataFrame(rows).T.astype({captions: float}).rename_axis("erased style / the others")

@@ -89,9 +89,7 @@ def run(args: argparse.Namespace) -> int:
         done[book.name] = {"mark": marks[book.name], "seconds": round(time.monotonic() - begin, 1)}
         write_state(state_file, started, done)
     state_file.unlink(missing_ok=True)  # the next run starts anew: the quickstart always computes live
-    print_made(
-        books, done, started, paths.RECORDS / name / args.scale, paths.figures_folder(name, args.scale == "smoke")
-    )
+    print_made(books, done, started, name, args.scale)
     return 0
 
 
@@ -175,20 +173,29 @@ def print_plan(books: list[Notebook], args: argparse.Namespace, done: dict) -> N
     print(f"  {'to do':<20} {total:>5g} min {disk:>5} MB", flush=True)
 
 
-def print_made(books: list[Notebook], done: dict, started: float, records: Path, figures: Path) -> None:
-    """The table of what was made. A file older than the run was kept as it is: its record was loaded."""
+def print_made(books: list[Notebook], done: dict, started: float, world: str, scale: str) -> None:
+    """The table of what was made. A file older than the run was kept as it is: its record was loaded.
+
+    Of settings that are not the scale's own, what this run made lies in the build folder.
+    """
+    figures, trials = paths.figures_folder(world, scale == "smoke"), paths.figures_folder(world, True)
+
+    def new(path: Path) -> bool:
+        return path.exists() and path.stat().st_mtime >= started
 
     def line(path: Path, fresh: str, kept: str) -> str:
-        stat = path.stat()
-        state = fresh if stat.st_mtime >= started else kept
-        return f"  {os.path.relpath(path, paths.ROOT):<52} {stat.st_size / 1000:>8.1f} kB  {state}"
+        size = path.stat().st_size / 1000
+        return f"  {os.path.relpath(path, paths.ROOT):<52} {size:>8.1f} kB  {fresh if new(path) else kept}"
 
     print("\nMade")
     for book in books:
         print(f"  {book.name:<52} {done[book.name]['seconds']:>8.1f} s")
-        for path in (figures / f"{name}{kind}" for name in book.figures for kind in (".png", ".pdf")):
+        for file in (f"{name}{kind}" for name in book.figures for kind in (".png", ".pdf")):
+            path = trials / file if new(trials / file) else figures / file
             print(line(path, "rewritten", "kept") if path.exists() else f"  {path.name} is missing")
-    for path in sorted(records.glob("*.json")):
+    for path in sorted((paths.RECORDS / world / scale).glob("*.json")):
+        print(line(path, "computed", "loaded"))
+    for path in filter(new, sorted((paths.BUILD / "records" / world / scale).glob("*.json"))):
         print(line(path, "computed", "loaded"))
 
 

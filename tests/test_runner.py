@@ -56,6 +56,21 @@ def test_runs_in_order_and_tells_what_was_made(capsys):
     assert "01_b.pdf is missing" in shown
 
 
+def test_what_other_settings_made_is_shown_where_it_lies(capsys):
+    (paths.FIGURES / "00_a.png").write_bytes(b"old")
+    os.utime(paths.FIGURES / "00_a.png", (0, 0))
+    made = [paths.BUILD / "figures/emojinette/00_a.png", paths.BUILD / "records/emojinette/quick/a.json"]
+    for path in made:
+        path.parent.mkdir(parents=True)
+    (made[1].parent / "earlier.json").write_text("{}")
+    os.utime(made[1].parent / "earlier.json", (0, 0))
+    write("00_a", *(f"open({str(path)!r}, 'w').write('new')" for path in made))
+    assert runner.main(["--set", "steps=7"]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[-1] for line in shown.splitlines() if "00_a.png" in line] == ["rewritten"]
+    assert "a.json" in shown and "earlier.json" not in shown
+
+
 def test_a_failure_names_the_cell_and_the_next_run_goes_on(capsys):
     write("00_a")
     write("01_b", "m = 0", "raise ValueError('m must be at least 1') if m == 0 else None")

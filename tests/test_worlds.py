@@ -95,6 +95,10 @@ def test_a_world_is_told_by_all_its_networks_and_its_sampler(toy):
     next(other.pipe.vae.parameters()).data += 1
     other.__dict__.pop("beside")
     assert other.networks != before
+    other.pipe = type(toy.pipe)(**toy.pipe.components, requires_safety_checker=False)
+    other.pipe.scheduler = type(toy.pipe.scheduler).from_config(toy.pipe.scheduler.config, beta_end=0.5)
+    other.__dict__.pop("beside")
+    assert other.networks != before == toy.networks
 
 
 def test_every_concept_starts_a_prompt(world):
