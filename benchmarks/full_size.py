@@ -1,9 +1,9 @@
-"""What a training costs at Stable Diffusion 1.4's full size, with random weights: seconds, and the most memory it took.
+"""Cost of training at Stable Diffusion 1.4's full size, with random weights: seconds, and peak memory.
 
-python benchmarks/full_size.py [--steps 3] [--device cpu] writes records/benchmarks/full_size.<device>.json. Each way runs in a
-model of its own at 512 x 512 pixels (64 x 64 latents), with the text encoder at its real size: a training step on one sample of
-what is erased and one of what is retained, the latents given; and on a GPU whole trainings, latents and all, of five concepts
-beside ten that are kept, and drawing with and without a key.
+python benchmarks/full_size.py [--steps 3] [--device cpu] writes records/benchmarks/full_size.<device>.json. Each part builds
+a model at 512 x 512 pixels (64 x 64 latents), with the text encoder at its real size. Measured are a training step on one
+erased and one retained sample, with latents given; on a GPU also whole trainings, latents included, of five erased concepts
+and ten retained ones, and sampling with and without a key.
 """
 
 import argparse
@@ -14,58 +14,54 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
+from statistics import median
+from unittest.mock import patch
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from erasekit import losses, paths
-from erasekit.baselines import erase, settings
-from erasekit.counting import counted, spending
-from erasekit.emojinette import networks
-from erasekit.results import provenance
+from erasekit.baselines import erase, method_config
+from erasekit.conditioning import Conditioning, encode, predict_noise
+from erasekit.evaluation.profiling import count_evaluations, measure
+from erasekit.provenance import provenance
 from erasekit.sampling import sample
-from erasekit.stable_diffusion import StableDiffusion
-from erasekit.studies import recipes
-from erasekit.text import encode, predict
-from erasekit.training import GROUPS, update
-from erasekit.worlds import World, fast_bf16
+from erasekit.studies import efficiency
+from erasekit.training import TRAIN_METHODS, Trainer, optimizer_step
+from erasekit.world import World, choose_precision
+from erasekit.worlds.emojinette import networks
+from erasekit.worlds.stable_diffusion import StableDiffusion
 
-WAYS = ("kpop", "kpop-anchor", "esd-x", "esd-x, two U-Nets")
+METHODS = ("kpop", "kpop-anchor", "esd-x", "esd-x, two U-Nets")
 CONCEPT, RETAINED = "church", ("castle",)
-# Whole trainings: method, settings, and how many of the recipe's steps are taken. Steps of the paper's recipe cost by where on
-# a trajectory they stop: its first eight do at 24.4 of 50 on average (ESD's at 24.5), all thousand at 24.5 (24.6).
-TRAININGS = {
-    "kpop, ours": ("kpop", recipes.OURS, 15),
-    "kpop, paper's recipe": ("kpop", recipes.PAPER, 8),
-    "esd-x, paper's recipe": ("esd-x", recipes.PAPER | {"retain": ()}, 8),
-}
-STEPS = {name: recipes.RECIPES[name][2][-1] for name in TRAININGS}
+# Whole trainings, by procedure: how many of its steps are taken. On-policy steps cost by where their trajectories stop: the
+# first eight of KPOP stop at 24.4 of 50 on average (ESD at 24.5), all thousand at 24.5 (24.6).
+TRAININGS = {"kpop, ours": 15, "kpop, as published": 8, "esd-x, as published": 8}
 FIVE, TEN = [f"erased {n}" for n in range(5)], tuple(f"kept {n}" for n in range(10))
-DRAWING = "drawing"
-SECONDS_AN_IMAGE = {"base": (False, False), "without the key": (True, False), "with the key": (True, True)}
+SAMPLING = "sampling"
+MODELS = {"base": (False, False), "without the key": (True, False), "with the key": (True, True)}
 IMAGES, ROUNDS, SAMPLING_STEPS = 4, 4, 20
+SHORT_POOL = {"num_trajectories": 1, "trajectory_steps": 2}  # where the cost of the pool is not measured
 
 
 def build(device: str, vae: dict | None = None) -> World:
-    """A pipeline of Stable Diffusion 1.4's sizes; the VAE is small, since no training step meets it, or of the given config."""
+    """A pipeline of Stable Diffusion 1.4's sizes; the VAE, which no training step uses, is small or of the given config."""
     torch.manual_seed(0)
     tokenizer = networks.make_tokenizer([f"Image of {name}" for name in (CONCEPT, *RETAINED, *FIVE, *TEN)])
     sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": networks.MAX_TOKENS}
     ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    text = CLIPTextModel(
-        CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=networks.TOKENS, **sizes, **ends)
-    )
     half = torch.float16 if device.startswith("cuda") else torch.float32
-    # The defaults of diffusers' class are 1.4's, but for these.
-    with torch.device(device):
+    with torch.device(device):  # diffusers' defaults are 1.4's, except for these
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).to(half)
-    four = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL(**four, **vae or {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 8}).to(half),
-        text_encoder=text.to(half),
+        vae=AutoencoderKL(**blocks, **vae or {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 8}).to(half),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**sizes, **ends)).to(half),
         tokenizer=tokenizer,
         unet=unet,
         scheduler=networks.make_scheduler(),
@@ -75,187 +71,173 @@ def build(device: str, vae: dict | None = None) -> World:
     )
     pipe.set_progress_bar_config(disable=True)
     pipe.unet.enable_gradient_checkpointing()
-    precision = "bf16" if fast_bf16(device) else ("fp16" if device.startswith("cuda") else "fp32")
-    world = World("full size", pipe.to(device), {"retained": RETAINED}, (), precision, template="Image of {}")
-    world.batch = StableDiffusion.batch
+    world = World(pipe.to(device), "full size", "Image of {}", retained=RETAINED, precision=choose_precision(device))
+    world.batch_size = StableDiffusion.batch_size
     return world
 
 
-def measure(way: str, steps: int, device: str) -> dict:
-    """Seconds a step, the first left out, and the peak in gigabytes."""
-    world = build(device)
-    stamps = []
-    if way == "esd-x, two U-Nets":
-        two_unets(world, steps + 1, stamps)
+def measure_step(method: str, steps: int, device: str) -> dict:
+    """Mean seconds of a training step, without the first, and peak memory in GB."""
+    world, times = build(device), []
+    if method == "esd-x, two U-Nets":
+        train_two_unets(world, steps + 1, times)
     else:
-        # A few latents to train on; what rolling costs is another question.
-        short = {"steps": steps + 1, "batch": 1, "retain": RETAINED, "rolled": 1, "roll_steps": 2}
-        with Clock(stamps):
-            erase(world, [CONCEPT], way, settings(way, **short), progress=False)
-    took = [b - a for a, b in pairwise(stamps)][1:]
+        config = method_config(method, steps=steps + 1, batch_size=1, retain=RETAINED, **SHORT_POOL)
+        with timed_steps(times):
+            erase(world, [CONCEPT], method, config, progress=False)
+    seconds = [after - before for before, after in pairwise(times)][1:]
     cuda = device.startswith("cuda")
     peak = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    count = sum(p.numel() for p in world.pipe.unet.parameters())
     return {
-        "way": way,
-        "seconds a step": round(sum(took) / len(took), 2),
+        "method": method,
+        "seconds a step": round(sum(seconds) / len(seconds), 2),
         "peak GB": round(peak / 1e9, 2),
-        "U-Net": count,
+        "U-Net": sum(p.numel() for p in world.pipe.unet.parameters()),
         "precision": world.precision,
     }
 
 
 def measure_training(name: str, device: str) -> dict:
-    """Evaluations, seconds and the peak in gigabytes of a whole training; steps not taken cost what those taken did."""
-    world, stamps = build(device), []
-    method, changes, steps = TRAININGS[name]
-    config = settings(method, **{"retain": TEN} | changes | {"lr": 1e-5, "steps": 1})
-    short = {"rolled": 1, "rolled_retained": 1} if config.recipe == "pool" else {}
-    erase(world, FIVE, method, replace(config, **short), progress=False)  # warms up
+    """Evaluations, seconds and peak memory of a whole training; its other steps are assumed to cost what those taken did."""
+    world, times, taken = build(device), [], TRAININGS[name]
+    method, changes, (*_, steps) = efficiency.PROCEDURES[name]
+    config = method_config(method, **{"retain": TEN} | changes | {"lr": 1e-5, "steps": 1})
+    short = {"num_trajectories": 1, "num_retain_trajectories": 1} if config.latents == "pool" else {}
+    erase(world, FIVE, method, replace(config, **short), progress=False)  # warm-up
     world.trajectories.clear()
-    held = torch.cuda.memory_allocated()
-    with spending(device) as spent, counted(world.pipe.unet) as count, Clock(stamps):
-        erase(world, FIVE, method, replace(config, steps=steps), progress=False)
-    a_step, pool = (stamps[-1] - stamps[0]) / steps, pooled(world)
+    before = torch.cuda.memory_allocated()
+    with measure(device) as usage, count_evaluations(world.pipe.unet) as count, timed_steps(times):
+        erase(world, FIVE, method, replace(config, steps=taken), progress=False)
+    seconds, pool = (times[-1] - times[0]) / taken, pool_evaluations(world)
     return {
         "training": name,
-        "steps": STEPS[name],
-        "steps measured": steps,
-        "evaluations": round(pool + (count.evaluations - pool) * STEPS[name] / steps),
-        "with gradient": round(count.with_gradient * STEPS[name] / steps),
-        "seconds": round(spent.seconds + (STEPS[name] - steps) * a_step, 1),
-        "seconds a step": round(a_step, 3),
-        "peak GB": round(held / 1e9 + spent.peak_mb / 1e3, 2),
+        "steps": steps,
+        "steps measured": taken,
+        "evaluations": round(pool + (count.evaluations - pool) * steps / taken),
+        "with gradient": round(count.with_gradient * steps / taken),
+        "seconds": round(usage.seconds + (steps - taken) * seconds, 1),
+        "seconds a step": round(seconds, 3),
+        "peak GB": round(before / 1e9 + usage.peak_mb / 1e3, 2),
         "precision": world.precision,
     }
 
 
-def pooled(world: World) -> int:
-    """Evaluations that the trajectories in memory took: at each latent the text's and the empty one's."""
+def pool_evaluations(world: World) -> int:
+    """Evaluations of the cached trajectories: for each latent that of the prompt and that of the empty one."""
     return sum(2 * latents.shape[:2].numel() for latents, *_ in world.trajectories.values())
 
 
-def measure_drawing(device: str) -> dict:
-    """Median seconds an image: the base, and a public model without and with its key, in turn."""
+def measure_sampling(device: str) -> dict:
+    """Median seconds an image of the base, and of a public model without and with its key, in turn."""
     world = build(device, {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512})
-    short = {"steps": 1, "batch": 1, "rolled": 1, "roll_steps": 2, "retain": RETAINED}
-    made = erase(world, [CONCEPT], "kpop", settings("kpop", **short), progress=False)
-    asked, took = [f"Image of {CONCEPT}"] * IMAGES, {name: [] for name in SECONDS_AN_IMAGE}
-    how = {"steps": SAMPLING_STEPS, "guidance": 7.5, "batch_size": IMAGES, "autocast": world.autocast}
-    torch.cuda.reset_peak_memory_stats()
-    for seed in range(1 + ROUNDS):
-        for name, (erased, opened) in SECONDS_AN_IMAGE.items():
-            own = {"erasure": made if erased else None, "key": made.key(CONCEPT) if opened else None}
-            with spending(device) as spent:
-                sample(world.pipe, asked, [IMAGES * seed + n for n in range(IMAGES)], **own, **how)
-            took[name] += [spent.seconds / IMAGES] if seed else []  # the first warms up
+    config = method_config("kpop", steps=1, batch_size=1, retain=RETAINED, **SHORT_POOL)
+    erasure = erase(world, [CONCEPT], "kpop", config, progress=False)
+    prompts, seconds = [f"Image of {CONCEPT}"] * IMAGES, {name: [] for name in MODELS}
+    options = {"num_inference_steps": SAMPLING_STEPS, "guidance_scale": 7.5, "batch_size": IMAGES}
+    for turn in range(1 + ROUNDS):
+        seeds = [IMAGES * turn + n for n in range(IMAGES)]
+        for name, (erased, keyed) in MODELS.items():
+            own = {"erasure": erasure if erased else None, "key": erasure.key(CONCEPT) if keyed else None}
+            with measure(device) as usage:
+                sample(world.pipe, prompts, seeds, **own, **options, autocast=world.autocast)
+            seconds[name] += [usage.seconds / IMAGES] if turn else []  # the first is a warm-up
     return {
-        "seconds an image": {name: round(sorted(times)[len(times) // 2], 3) for name, times in took.items()},
-        "rounds": took,
+        "seconds an image": {name: round(median(each), 3) for name, each in seconds.items()},
+        "rounds": seconds,
         "images": IMAGES,
         "sampling steps": SAMPLING_STEPS,
         "precision": world.precision,
     }
 
 
-class Clock:
-    """Stamps the time before the first step of `Bench.fit` and after each."""
+@contextmanager
+def timed_steps(times: list[float]):
+    """Append the time before the first step of `Trainer.fit`, and after each step."""
+    fit = Trainer.fit
 
-    def __init__(self, stamps: list[float]):
-        self.stamps = stamps
+    def timed_fit(trainer, step, *arguments, **options):
+        def timed_step(n):
+            step_losses = step(n)
+            times.append(time.time())
+            return step_losses
 
-    def __enter__(self):
-        from erasekit.training import Bench
+        times.append(time.time())
+        return fit(trainer, timed_step, *arguments, **options)
 
-        self.bench, self.fit = Bench, Bench.fit
-
-        def fit(bench, step, *more, **how):
-            def timed(n):
-                said = step(n)
-                self.stamps.append(time.time())
-                return said
-
-            self.stamps.append(time.time())
-            return self.fit(bench, timed, *more, **how)
-
-        Bench.fit = fit
-
-    def __exit__(self, *_):
-        self.bench.fit = self.fit
+    with patch.object(Trainer, "fit", timed_fit):
+        yield
 
 
-def two_unets(world: World, steps: int, stamps: list[float]) -> None:
-    """ESD-x as its family trains it: a frozen copy of the whole U-Net beside the trained one, asked at every step."""
+def train_two_unets(world: World, steps: int, times: list[float]) -> None:
+    """ESD-x as its family trains it: with a frozen copy of the whole U-Net, evaluated at every step."""
     unet, device = world.pipe.unet, world.pipe.device
     frozen = copy.deepcopy(unet).requires_grad_(False)
-    theta = {name: p for name, p in unet.named_parameters() if GROUPS["x"](name)}
     unet.requires_grad_(False)
-    for p in theta.values():
+    theta = [p for name, p in unet.named_parameters() if TRAIN_METHODS["xattn"](name)]
+    for p in theta:
         p.data = p.data.float()
         p.requires_grad_(True)
-    adam = torch.optim.Adam(theta.values(), lr=1e-5)
+    optimizer = torch.optim.Adam(theta, lr=1e-5)
     c, null, r = (encode(world.pipe, [text]) for text in (f"Image of {CONCEPT}", "", f"Image of {RETAINED[0]}"))
-    stamps.append(time.time())
+    times.append(time.time())
     for n in range(steps):
         generator = torch.Generator().manual_seed(n)
         z = torch.randn(2, 4, 64, 64, generator=generator).to(device, frozen.dtype)
         t = torch.randint(1000, (2,), generator=generator).to(device)
         with torch.no_grad(), world.autocast():
-            eps_c, eps_null, eps_r = (
-                predict(frozen, z[[0, 0, 1]], t[[0, 0, 1]], torch.cat([c, null, r])).float().chunk(3)
-            )
+            eps = predict_noise(frozen, z[[0, 0, 1]], t[[0, 0, 1]], Conditioning.cat([c, null, r])).float()
         with world.autocast():
-            said = predict(unet, z, t, torch.cat([c, r])).float()
-        y = losses.neutral_target(eps_c, eps_null, 1.0)
-        update(adam, (losses.removal(said[:1], y) + losses.retain(said[1:], eps_r)).mean(), theta.values())
-        stamps.append(time.time())
+            eps_theta = predict_noise(unet, z, t, Conditioning.cat([c, r])).float()
+        eps_c, eps_null, eps_r = eps.chunk(3)
+        removal = losses.removal(eps_theta[:1], losses.neutral_target(eps_c, eps_null, 1.0))
+        optimizer_step(optimizer, (removal + losses.retain(eps_theta[1:], eps_r)).mean(), theta)
+        times.append(time.time())
+
+
+def measure_part(part: str, steps: int, device: str) -> dict:
+    """Any part, by its name."""
+    if part in METHODS:
+        return measure_step(part, steps, device)
+    return measure_training(part, device) if part in TRAININGS else measure_sampling(device)
+
+
+def measure_all(steps: int, device: str) -> None:
+    """All parts, and their record. On a CPU each has its own process, since memory is measured as the process's."""
+    start, cuda = time.time(), device.startswith("cuda")
+
+    def result(part: str) -> dict:
+        if cuda:
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            return measure_part(part, steps, device)
+        command = [sys.executable, __file__, "--part", part, "--steps", str(steps), "--device", device]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        return json.loads(output.splitlines()[-1])
+
+    path = paths.RECORDS / "benchmarks" / f"full_size.{device.split(':')[0]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    groups = {"rows": METHODS} | ({"trainings": TRAININGS, SAMPLING: (SAMPLING,)} if cuda else {})
+    record = {"steps": steps} | {name: [] for name in groups}
+    for name, parts in groups.items():
+        for part in parts:
+            record[name].append(result(part))
+            print(record[name][-1], flush=True)
+            # Written after each part, so that an interrupted run loses nothing.
+            record["made"] = provenance(device, time.time() - start)
+            path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--way", choices=(*WAYS, *TRAININGS, DRAWING), help="measure one way and print it")
+    parser.add_argument("--part", choices=(*METHODS, *TRAININGS, SAMPLING), help="measure one part and print it")
     args = parser.parse_args()
-    if args.way:
-        print(json.dumps(measured(args.way, args.steps, args.device)))
+    if args.part:
+        print(json.dumps(measure_part(args.part, args.steps, args.device)))
     else:
         measure_all(args.steps, args.device)
-
-
-def measured(way: str, steps: int, device: str) -> dict:
-    """Any way, by its name."""
-    if way in WAYS:
-        return measure(way, steps, device)
-    return measure_training(way, device) if way in TRAININGS else measure_drawing(device)
-
-
-def measure_all(steps: int, device: str) -> None:
-    """Every way, and the record of all. Each has a process of its own where memory is the process's, and not the GPU's."""
-    began, cuda = time.time(), device.startswith("cuda")
-
-    def ran(way: str) -> dict:
-        if cuda:
-            gc.collect()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            found = measured(way, steps, device)
-        else:
-            command = [sys.executable, __file__, "--way", way, "--steps", str(steps), "--device", device]
-            out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            found = json.loads(out.splitlines()[-1])
-        print(found, flush=True)
-        return found
-
-    path = paths.RECORDS / "benchmarks" / f"full_size.{device.split(':')[0]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"steps": steps, "rows": []} | ({"trainings": [], DRAWING: []} if cuda else {})
-    for name, ways in zip(list(record)[1:], (WAYS, TRAININGS, (DRAWING,))):
-        for way in ways:
-            record[name].append(ran(way))
-            # What was measured is kept, also where the rest is stopped.
-            record["made"] = provenance(device, time.time() - began)
-            path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

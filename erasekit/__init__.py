@@ -1,45 +1,52 @@
-"""Hide a concept in a text-to-image diffusion model, and bring it back with its key.
+"""Erase a concept from a text-to-image diffusion model, and restore it with a key (KPOP, arXiv 2403.12326).
 
-Notebooks speak in three verbs: `load` a world, `run` a study on it, `show` the record. What they run is here too:
-`kpop` (the method), `erase` (any method by name),
-`Erasure` (what it leaves), `sample`, `augment` (the learnable prompt in cross-attention).
+`load` a world, erase with `kpop` or any other method by name (`erase`), `sample` from the public model with or without the
+`key` of the resulting `Erasure`. Notebooks `run` studies and `show` their records.
 """
 
-from .artifacts import Erasure, load_key
-from .attention import Prompt, augment
-from .baselines import METHODS, erase, settings
-from .kpop import KPOP, kpop
-from .sampling import sample
-from .studies import run
-from .worlds import load
+import importlib
+import sys
+from types import ModuleType
 
-__all__ = [
-    "KPOP",
-    "METHODS",
-    "Erasure",
-    "Prompt",
-    "augment",
-    "erase",
-    "kpop",
-    "load",
-    "load_key",
-    "run",
-    "sample",
-    "settings",
-    "show",
-    "slider",
-]
+_PLACES = {  # public name -> module; imported on first use, so that reading a record does not load torch
+    "World": "world",
+    "load": "worlds",
+    "KPOP": "kpop",
+    "METHODS": "baselines",
+    "method_config": "baselines",
+    "erase": "baselines",
+    "kpop": "kpop",
+    "Erasure": "artifacts",
+    "load_key": "artifacts",
+    "Prompt": "attention",
+    "augment": "attention",
+    "sample": "sampling",
+    "run": "studies",
+    "show": "studies.kit.show",
+    "key_slider": "studies.kit.show",
+}
+__all__ = sorted(_PLACES)
 
 
-def show(record) -> None:
-    """Draw, save and display a record's figures and table; see `erasekit.figures.show`."""
-    from .figures import show as draw  # matplotlib only when something is drawn
+def __getattr__(name: str):
+    if name not in _PLACES:
+        raise AttributeError(f"module 'erasekit' has no attribute {name!r}: it has {', '.join(__all__)}")
+    if name in ("Erasure", "load_key", "sample"):
+        importlib.import_module(".baselines", __name__)  # registers adapters and guidance
+    value = getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
+    globals()[name] = value
+    return value
 
-    draw(record)
+
+class _Package(ModuleType):
+    def __setattr__(self, name, value):
+        # Importing the submodule erasekit.kpop must not hide the function of the same name.
+        if not (name in _PLACES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
 
 
-def slider(record):
-    """A slider for the strength of a key, over the images of a record of the study "recovery"; see `erasekit.sliding`."""
-    from .sliding import key_slider
+sys.modules[__name__].__class__ = _Package
 
-    return key_slider(record)
+
+def __dir__():
+    return __all__

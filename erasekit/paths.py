@@ -1,23 +1,18 @@
-"""Where things are, and the project's one public address."""
+"""Folders, and the project's public address."""
 
 import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
+DOCS = ROOT / "docs"
 MODELS = ROOT / "models"
 NOTEBOOKS = ROOT / "notebooks"
 FIGURES = ROOT / "figures"
 RECORDS = ROOT / "records"
-BUILD = Path(
-    os.environ.get("ERASEKIT_BUILD", ROOT / "build")
-)  # everything git ignores: caches, executed notebooks, keys
+# Everything git ignores: caches, executed notebooks, erasures with their keys.
+BUILD = Path(os.environ.get("ERASEKIT_BUILD", ROOT / "build"))
 
-# The repository's public address is not settled. Change it here, then run `python -m erasekit.badges`.
+# Change the address here, then run `python -m erasekit.tools.docs address`.
 REPOSITORY = "erasekit/erasekit"
 RELEASE = "main"
-
-
-def figures_folder(world: str, trial: bool) -> Path:
-    """Where a world's figures go: the bundled one's to figures/, others' and those of trial runs to the build folder."""
-    return FIGURES if world == "emojinette" and not trial else BUILD / "figures" / world

@@ -1,28 +1,59 @@
 """Prompts and seeds in, images out: one deterministic DDIM loop for every method."""
 
-import hashlib
-import os
-import shutil
-from collections.abc import Callable
-from contextlib import nullcontext
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
 
-import numpy as np
 import torch
 from diffusers import DDIMScheduler
-from PIL import Image
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from .attention import Prompt, augment, check_width
-from .guidance import Guidance
-from .processes import shares
-from .text import predict as predict_noise
+from .conditioning import Conditioning, encode, predict_noise
 
 KEY_HALVES = ("conditional", "both")
 
 
-def initial_noise(pipe, seeds: list[int]) -> torch.Tensor:
-    """Unit Gaussian latents (B, C, h, w), one CPU generator for each image: the batch size changes nothing."""
+class Guidance:
+    """Classifier-free guidance (Ho and Salimans 2022): eps_null + s_g (eps_p - eps_null)."""
+
+    uses_adapter = False  # whether the rule sets the strength of the erasure's adapter
+
+    def __init__(self, scale: float = 5.0):
+        self.scale = scale
+
+    def prepare(self, pipe, prompts: list[str]) -> None:
+        """Encode the prompts of a new batch."""
+        self.c, self.null = encode(pipe, prompts), encode(pipe, [""] * len(prompts))
+
+    def __call__(self, predict: Callable, latents: Tensor, t: Tensor, step: int) -> Tensor:
+        """The noise (B, C, h, w) to remove at a step, counted from the noisy end.
+
+        `predict(latents, t, cond, conditional)` is called once for each half, so that a key on one half does not pad the
+        other.
+        """
+        eps_null = predict(latents, t, self.null, False)
+        return eps_null + self.scale * (predict(latents, t, self.c, True) - eps_null)
+
+
+GUIDANCE: dict[str, type[Guidance]] = {"plain": Guidance}  # methods that erase by guidance register theirs
+
+
+def guidance_for(erasure, scale: float, adapter=None) -> Guidance:
+    """How a public model is guided: plainly, unless its method has a rule of its own. `adapter`: the attached one, if any."""
+    if erasure is None:
+        return Guidance(scale)
+    rule = dict(erasure.info.get("guidance", {"kind": "plain"}))
+    kind = rule.pop("kind")
+    if kind not in GUIDANCE:
+        raise ValueError(f"unknown guidance {kind!r}: accepted are {', '.join(GUIDANCE)} (import erasekit.baselines)")
+    if GUIDANCE[kind].uses_adapter:
+        rule["adapter"] = adapter
+    return GUIDANCE[kind](scale, **rule)
+
+
+def initial_noise(pipe, seeds: list[int]) -> Tensor:
+    """Unit Gaussian latents (B, C, h, w), one CPU generator per image, so that the batch size changes nothing."""
     size = pipe.unet.config.sample_size
     shape = (pipe.unet.config.in_channels, size, size)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
@@ -30,8 +61,8 @@ def initial_noise(pipe, seeds: list[int]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def ddim(pipe, guide: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor], latents: torch.Tensor, steps: int):
-    """Denoise latents (B, C, h, w) with eta = 0; `guide(latents, t, step)` gives the noise to remove, t being (B,)."""
+def ddim(pipe, guide: Callable[[Tensor, Tensor, int], Tensor], latents: Tensor, steps: int) -> Tensor:
+    """Denoise latents (B, C, h, w) with eta = 0; `guide(latents, t, step)` returns the noise to remove, t being (B,)."""
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     scheduler.set_timesteps(steps)
     for step, t in enumerate(scheduler.timesteps.tolist()):
@@ -41,117 +72,80 @@ def ddim(pipe, guide: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
 
 
 @torch.no_grad()
-def decode(pipe, latents: torch.Tensor) -> torch.Tensor:
+def decode(pipe, latents: Tensor) -> Tensor:
     """Latents (B, C, h, w) to images (B, 3, H, W), uint8."""
     vae = pipe.vae
-    # A VAE in another precision than the latents is kept apart because half precision is too little for it (SDXL's).
-    apart = torch.autocast(latents.device.type, enabled=False) if vae.dtype != latents.dtype else nullcontext()
-    with apart:
+    # A VAE in another precision than the latents is there because half precision is too little for it (SDXL).
+    exact = torch.autocast(latents.device.type, enabled=False) if vae.dtype != latents.dtype else nullcontext()
+    with exact:
         images = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
+def sample(pipe, prompts: list[str], seeds: list[int], *arguments, progress: str | None = None, **options) -> Tensor:
+    """Images (N, 3, H, W), uint8, one for each (prompt, seed) pair.
+
+    Arguments are those of `sample_batches`. `progress` names a progress bar; None shows none.
+    """
+    images, bar = [], tqdm(total=len(seeds), desc=progress, disable=progress is None, mininterval=1, unit="image")
+    # Closed at once, also after an exception, so that the base model is restored.
+    with bar, closing(sample_batches(pipe, prompts, seeds, *arguments, **options)) as batches:
+        for _, part in batches:
+            images.append(part)
+            bar.update(len(part))
+    return torch.cat(images)
+
+
 @torch.no_grad()
-def sample(
+def sample_batches(
     pipe,
     prompts: list[str],
     seeds: list[int],
     key: Prompt | None = None,
     key_half: str = "conditional",
     erasure=None,
-    steps: int = 25,
-    guidance: float = 5.0,
+    num_inference_steps: int = 25,
+    guidance_scale: float = 5.0,
     batch_size: int = 50,
     autocast: Callable = nullcontext,
-    progress: str | None = None,
-    folder: Path | None = None,
-) -> torch.Tensor:
-    """Images (N, 3, H, W), uint8, one for each (prompt, seed) pair.
+    batches: list[slice] | None = None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Images batch by batch, each with the slice of prompts it is for.
 
-    `erasure` draws with its public model, whatever the method: trained weights, adapters, or guidance alone. `key` is a
-    learnable prompt, given to the conditional half of guidance or to both ("conditional", "both"): guidance subtracts the
-    unconditional half, so a key on both cancels much of itself. `autocast` makes the context the networks run in.
-    `progress` names the bar, None hides it. `folder`, one for each model, key and number of steps, keeps the images: a batch
-    that lies there is read, so a run that was stopped goes on. Under `accelerate launch` the processes share the batches, and
-    each gets all images. Raises ValueError for an unknown half, no list, an empty one, lists of different lengths, or a key of
-    another width.
+    `erasure`: sample from its public model, whatever the method (weights, adapters or guidance). `key`: a learnable prompt on
+    the "conditional" half of guidance or on "both"; guidance subtracts the unconditional half, so a key on both cancels part
+    of itself. `autocast` makes the context the networks run in. `batches`: only these slices. Raises ValueError for an unknown
+    half, a bare string, an empty list, lists of different lengths, or a key of another width.
     """
+    check_request(prompts, seeds, key_half)
+    check_width(pipe.unet, key)
+    if batches is None:
+        batches = [slice(start, start + batch_size) for start in range(0, len(seeds), batch_size)]
+    applied = erasure.applied(pipe.unet) if erasure else nullcontext()
+    with applied as public, augment(pipe.unet, key.layers if key else "all") as state:
+        guide = guidance_for(erasure, guidance_scale, public.adapter if public else None)
+
+        def predict(latents, t, cond: Conditioning, conditional: bool):
+            keyed = key is not None and (conditional or key_half == "both")
+            with state.use(key.at(t, len(pipe.scheduler.alphas_cumprod)) if keyed else None), autocast():
+                return predict_noise(pipe.unet, latents, t, cond).to(latents.dtype)
+
+        for part in batches:
+            guide.prepare(pipe, prompts[part])
+            noise = initial_noise(pipe, seeds[part])
+            latents = ddim(pipe, lambda z, t, i: guide(predict, z, t, i), noise, num_inference_steps)
+            with autocast():
+                images = decode(pipe, latents)
+            yield part, images
+
+
+def check_request(prompts: list[str], seeds: list[int], key_half: str = "conditional") -> None:
+    """Raise ValueError for an impossible request of images."""
     if key_half not in KEY_HALVES:
         raise ValueError(f"unknown key_half {key_half!r}: accepted are {', '.join(KEY_HALVES)}")
     if isinstance(prompts, str):
-        raise ValueError(
-            f"prompts={prompts!r} is one text, not a list of them: give [{prompts!r}] and a list with its seed"
-        )
+        raise ValueError(f"prompts={prompts!r} is one prompt, not a list: give [{prompts!r}] and a list with its seed")
     if not len(prompts):
         raise ValueError("prompts is empty: give at least one, with a seed")
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each prompt")
-    check_width(pipe.unet, key)
-    (rank, processes), images = shares(), {}
-    if folder and rank == 0:
-        announce(pipe, [folder / f"{name}.png" for name in map(file_name, prompts, seeds)])
-    bar = tqdm(total=len(seeds), desc=progress, disable=progress is None, mininterval=1, unit="image")
-    public = erasure.applied(pipe.unet) if erasure else nullcontext()
-    with bar, public, augment(pipe.unet, key.place if key else "all") as slot:
-        guide = erasure.guide(guidance) if erasure else Guidance(guidance)
-
-        def predict(latents, t, text, conditional):
-            held = (
-                key.at(t, len(pipe.scheduler.alphas_cumprod)) if key and (conditional or key_half == "both") else None
-            )
-            with slot.holding(held), autocast():
-                return predict_noise(pipe.unet, latents, t, text).to(latents.dtype)
-
-        # Batches are the same however many share them, so the images are too.
-        for start in range(0, len(seeds), batch_size)[rank::processes]:
-            part = slice(start, start + batch_size)
-            files = [folder / f"{name}.png" for name in map(file_name, prompts[part], seeds[part])] if folder else []
-            if files and all(file.exists() for file in files):
-                images[start] = torch.stack([read_image(file) for file in files])
-            else:
-                guide.begin(pipe, prompts[part])
-                noise = initial_noise(pipe, seeds[part])
-                latents = ddim(pipe, lambda z, t, i: guide(predict, z, t, i), noise, steps)
-                with autocast():
-                    images[start] = decode(pipe, latents)
-                for file, image in zip(files, images[start]):
-                    write_image(file, image)
-            bar.update(len(images[start]))
-    if processes > 1:
-        from accelerate.utils import gather_object
-
-        images = dict(gather_object(list(images.items())))
-    return torch.cat([images[start] for start in sorted(images)])
-
-
-def announce(pipe, files: list[Path]) -> None:
-    """Say how many images are still to draw and what they take on disk. Raises OSError where that is not free."""
-    folder, missing = files[0].parent, sum(not file.exists() for file in files)
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    need = missing * 3 * side * side  # a photograph's PNG takes less than its pixels
-    if not missing:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    print(f"{missing} of {len(files)} images to draw, up to {need / 1e6:,.0f} MB in {folder}", flush=True)
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        raise OSError(
-            f"{missing} images need up to {need / 1e6:,.0f} MB in {folder} and {free / 1e6:,.0f} MB are free: free some space"
-        )
-
-
-def file_name(prompt: str, seed: int) -> str:
-    return f"{hashlib.sha256(prompt.encode()).hexdigest()[:12]}-{seed}"
-
-
-def read_image(path: Path) -> torch.Tensor:
-    """(3, H, W), uint8."""
-    return torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)
-
-
-def write_image(path: Path, image: torch.Tensor) -> None:
-    """Written whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(part, format="png")
-    part.replace(path)

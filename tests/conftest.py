@@ -1,4 +1,4 @@
-"""What the tests share: the bundled world, and a toy world of the same real classes at the smallest sizes."""
+"""Shared fixtures: the bundled world, and a toy world of the same classes at the smallest sizes."""
 
 import copy
 import os
@@ -11,14 +11,16 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from erasekit import worlds
 from erasekit.attention import Prompt
-from erasekit.emojinette import networks
+from erasekit.world import World
+from erasekit.worlds import load
+from erasekit.worlds.benchmark import Benchmark
+from erasekit.worlds.emojinette import networks
 
 WIDTH = 32  # of the toy's text embeddings
 
 
-def make_toy(seed: int) -> worlds.World:
+def make_toy(seed: int) -> Benchmark:
     """A random StableDiffusionPipeline of 0.1 M parameters as a world: attn2 in one down, the mid and two up layers."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -30,7 +32,7 @@ def make_toy(seed: int) -> worlds.World:
                 intermediate_size=2 * WIDTH,
                 num_hidden_layers=2,
                 num_attention_heads=2,
-                max_position_embeddings=networks.TOKENS,
+                max_position_embeddings=networks.MAX_TOKENS,
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
@@ -65,30 +67,30 @@ def make_toy(seed: int) -> worlds.World:
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
-    return worlds.World("toy", pipe, {"pair": ("church", "dog")}, (), "fp32")
+    return Benchmark(pipe, "toy", groups={"pair": ("church", "dog")})
 
 
 @pytest.fixture(scope="session")
-def world() -> worlds.World:
-    """The bundled world. Leave it as you found it."""
-    return worlds.load("emojinette", device="cpu", precision="fp32")
+def world() -> World:
+    """The bundled world. Do not change it."""
+    return load("emojinette", device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="session")
-def toy() -> worlds.World:
-    """Leave it as you found it."""
+def toy() -> World:
+    """Do not change it."""
     return make_toy(seed=0)
 
 
 @pytest.fixture(scope="session")
-def other_toy() -> worlds.World:
+def other_toy() -> World:
     """The toy with other weights."""
     return make_toy(seed=1)
 
 
 @pytest.fixture
 def unet(toy):
-    """A copy of the toy's U-Net, to do with as you like."""
+    """A copy of the toy's U-Net, free to change."""
     return copy.deepcopy(toy.pipe.unet)
 
 
@@ -101,7 +103,7 @@ def prompt() -> Prompt:
 
 @pytest.fixture
 def sentence():
-    """Reads an error as a user does: one sentence, on one line."""
+    """Checks that an error is one sentence on one line, and returns it."""
 
     def read(error) -> str:
         text = str(error.value)

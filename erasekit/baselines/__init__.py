@@ -1,54 +1,40 @@
 """Every method behind one call: `erase(world, concepts, method, config) -> Erasure`.
 
-Each is written from its paper's equations on the shared kit (`erasekit.training.Bench`), one short file a method. Defaults
-are the published ones scaled to the bundled world: fewer, larger and faster steps, latents from a pool rolled by the frozen
-model. What differs from the publication beyond that is said in the file.
+Each module here is one method, written from its paper's equations on `training.Trainer`; importing it registers the method,
+so a new one needs its file alone. Defaults are the published ones scaled to the bundled world: fewer, larger and faster
+steps, on latents from a pool sampled by the frozen model. Other deviations from the publication are named in the file.
 """
 
-import dataclasses
+import importlib
 import inspect
+import pkgutil
+from dataclasses import fields
 from pathlib import Path
 
-from ..artifacts import Erasure, check_plain
+from ..artifacts import Erasure, check_unet
 from ..kpop import KPOP, kpop
-from ..training import accept
-from .age import AGE, age
-from .ca import CA, ca
-from .eap import EAP, eap
-from .esd import ESD, esd
-from .mace import MACE, mace
-from .receler import Receler, receler
-from .sld import SLD, NegativePrompting, negative_prompting, sld
-from .spm import SPM, spm
-from .uce import RECE, UCE, rece, uce
+from ..training import check_choice
+from .registry import METHODS, RATES, Method, method
 
-# name -> function, its config class, and what the name changes of the class's defaults
-METHODS = {
-    "esd-x": (esd, ESD, {}),
-    "esd-u": (esd, ESD, {"group": "u"}),
-    "uce": (uce, UCE, {}),
-    "ca": (ca, CA, {}),
-    "sld": (sld, SLD, {}),
-    "np": (negative_prompting, NegativePrompting, {}),
-    "mace": (mace, MACE, {}),
-    "rece": (rece, RECE, {}),
-    "spm": (spm, SPM, {}),
-    "receler": (receler, Receler, {}),
-    "eap": (eap, EAP, {}),
-    "age": (age, AGE, {}),
-    "kpop": (kpop, KPOP, {}),
-    "kpop-anchor": (kpop, KPOP, {"target": "anchor", "eta": 0.0}),
-    "kpop-adversarial": (kpop, KPOP, {"reading": "adversarial", "lam": 0.1}),
-}
+ORDER = ("esd", "uce", "ca", "sld", "mace", "rece", "spm", "receler", "eap", "age")  # of tables; new modules come last
+_modules = sorted((m.name for m in pkgutil.iter_modules(__path__)), key=lambda m: (*ORDER, m).index(m))
+for _name in _modules:
+    importlib.import_module(f".{_name}", __name__)
+
+method("kpop", KPOP, sweep=RATES)(kpop)
+method("kpop-anchor", KPOP, sweep=RATES, target="anchor", eta=0.0)(kpop)
+method("kpop-adversarial", KPOP, sweep=RATES, prompted_target="neutral", lam=0.1)(kpop)
+
+__all__ = ["METHODS", "Method", "erase", "method", "method_config"]
 
 
-def settings(method: str, **changes):
+def method_config(name: str, **changes):
     """A method's config with some settings changed. Raises ValueError for an unknown method or setting."""
-    accept("method", method, METHODS)
-    _, cls, own = METHODS[method]
-    for name in changes:
-        accept(f"setting of {method}", name, [f.name for f in dataclasses.fields(cls)])
-    return cls(**own | changes)
+    check_choice("method", name, METHODS)
+    entry = METHODS[name]
+    for setting in changes:
+        check_choice(f"setting of {name}", setting, [f.name for f in fields(entry.config)])
+    return entry.config(**entry.defaults | changes)
 
 
 def erase(
@@ -56,18 +42,17 @@ def erase(
 ) -> Erasure:
     """Erase concepts with any method; the world's model is unchanged afterwards.
 
-    `config` is the method's own config object, or None for its defaults; `settings(method, lr=...)` makes one. Trained
-    methods go on from `checkpoint` if they were interrupted. Raises ValueError for an unknown method, a config of another
-    method, or an empty concept.
+    `config`: the method's own config, see `method_config`; None for its defaults. Trained methods resume from `checkpoint`
+    if they were interrupted. Raises ValueError for an unknown method, another method's config, or an empty concept.
     """
-    accept("method", method, METHODS)
-    check_plain(world.pipe.unet)
-    function, cls, _ = METHODS[method]
-    config = settings(method) if config is None else config
-    if not isinstance(config, cls):
+    check_choice("method", method, METHODS)
+    check_unet(world.pipe.unet)
+    entry = METHODS[method]
+    config = method_config(method) if config is None else config
+    if not isinstance(config, entry.config):
         raise ValueError(
-            f"the config of {method!r} is a {cls.__name__}, not {config!r}: settings({method!r}, ...) makes one"
+            f"the config of {method!r} is a {entry.config.__name__}, not {config!r}: use method_config({method!r}, ...)"
         )
-    resumes = {"checkpoint": checkpoint, "progress": progress}
-    accepted = inspect.signature(function).parameters
-    return function(world, concepts, config, **{k: v for k, v in resumes.items() if k in accepted})
+    accepted = inspect.signature(entry.function).parameters
+    options = {"checkpoint": checkpoint, "progress": progress}
+    return entry.function(world, concepts, config, **{k: v for k, v in options.items() if k in accepted})

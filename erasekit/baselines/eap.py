@@ -1,21 +1,24 @@
-"""EAP (Bui et al., arXiv 2410.15618): ESD that keeps, at each step, the candidate concept that an adversary says suffers most."""
+"""EAP (Bui et al., arXiv 2410.15618): ESD that preserves, at each step, the candidate concept it would harm most."""
 
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from .. import losses
 from ..artifacts import Erasure
 from ..checkpoints import seeded
-from ..training import Bench, Student, WeightTraining, update
+from ..conditioning import Conditioning
+from ..training import TrainableWeights, Trainer, WeightConfig, optimizer_step
+from .registry import RATES, method
 
 
 @dataclass(frozen=True)
-class EAP(WeightTraining):
-    """Published: 1,000 model and 1,000 adversary passes of batch 1 at lr 1e-5, errors on x0, candidates from a word list.
+class EAP(WeightConfig):
+    """Published: 1,000 model and 1,000 adversary updates of batch 1, lr 1e-5, errors on x0, candidates from a word list.
 
-    The candidates are `retain`, which must name at least one text.
+    The candidates are `retain`, at least one.
     """
 
     retain: tuple[str, ...] = ("",)
@@ -26,65 +29,75 @@ class EAP(WeightTraining):
     def __post_init__(self):
         super().__post_init__()
         if not self.retain:
-            raise ValueError(
-                "retain=() is not possible here: the candidates this method chooses from are the retained texts"
-            )
+            raise ValueError("retain=() is not possible: the candidates of this method are the retained prompts")
 
 
+@method("eap", EAP, sweep=RATES)
 def eap(world, concepts: list[str], config: EAP | None = None, checkpoint=None, progress=True) -> Erasure:
     """theta': || eps_theta'(z_e, c_e) - y ||^2 + w || eps_theta'(z_a, c_a) - eps(z_a, c_a) ||^2; pi: ascent on the second term.
 
-    c_a = g(pi_c) R with a hard Gumbel-softmax g (eqs. 5 to 8); an adversary's pass precedes each model pass. Latents from
-    the frozen model's pool, each candidate's on its own trajectories.
+    c_a = g(pi_c) R with a hard Gumbel-softmax g (eqs. 5 to 8); each model update follows one of the adversary. Latents from
+    the frozen model's pool, a candidate's from its own trajectories.
     """
     config = config or EAP()
-    bench = Bench(world, concepts, config, "eap")
-    with Student(bench.unet, config.group).training() as student:
-        theta, choice = student.parameters, Choice(bench, config)
-        adam = torch.optim.Adam(theta.values(), lr=config.lr)
+    trainer = Trainer(world, concepts, config, "eap")
+    with TrainableWeights(trainer.unet, config.train_method).training() as w:
+        theta, adversary = w.parameters, Adversary(trainer)
+        optimizer = torch.optim.Adam(theta.values(), lr=config.lr)
 
         def step(n: int) -> dict[str, float]:
-            b = bench.draw("adversary", n, retained=False)
-            z, t, eps, weight, text, _ = choice.draw(b, "adversary", n)
-            l_adversary = (weight * losses.retain(bench.predict(z, t, text), eps)).mean()
-            update(choice.adam, -l_adversary, [choice.pi])
+            b = trainer.batch("adversary", n, retained=False)
+            a = adversary.candidates(b, "adversary", n)
+            l_adversary = (a.weight * losses.retain(trainer.predict(a.z, a.t, a.cond), a.eps)).mean()
+            optimizer_step(adversary.optimizer, -l_adversary, [adversary.pi])
 
-            b = bench.draw("removal", n, retained=False)
-            z, t, eps, weight, text, _ = choice.draw(b, "removal", n)
-            said = bench.predict(torch.cat([b.z, z]), torch.cat([b.t, t]), torch.cat([b.text, text.detach()]))
-            l_removal = (b.weight * losses.removal(said[: b.n], bench.target(b, config.eta))).mean()
-            l_retain = (weight * losses.retain(said[b.n :], eps)).mean()
-            update(adam, l_removal + config.retain_weight * l_retain, theta.values())
+            b = trainer.batch("removal", n, retained=False)
+            a = adversary.candidates(b, "removal", n)
+            cond = Conditioning.cat([b.cond, a.cond.map(Tensor.detach)])
+            prediction = trainer.predict(torch.cat([b.z, a.z]), torch.cat([b.t, a.t]), cond)
+            l_removal = (b.weight * losses.removal(prediction[: b.n], trainer.target(b, config.eta))).mean()
+            l_retain = (a.weight * losses.retain(prediction[b.n :], a.eps)).mean()
+            optimizer_step(optimizer, l_removal + config.retain_weight * l_retain, theta.values())
             return {"removal": l_removal.item(), "retain": l_retain.item()}
 
-        players = {"theta": (theta, adam), "adversary": ({"pi": choice.pi}, choice.adam)}
-        history = bench.fit(step, players, checkpoint, progress)
-        return bench.erasure(history, delta=student.delta(), chosen=choice.favourites())
+        history = trainer.fit(step, {"theta": (theta, optimizer)} | adversary.trainables, checkpoint, progress)
+        return trainer.erasure(history, delta=w.delta(), candidates=adversary.preferred())
 
 
-class Choice:
-    """An adversary's choice among the retained texts, one distribution pi for each concept."""
+@dataclass
+class Candidates:
+    """One retained prompt per erased sample: latents, time steps, conditioning, the frozen model's eps, and loss weight."""
 
-    def __init__(self, bench: Bench, config):
-        self.bench, self.config = bench, config
-        self.R = bench.embeddings[bench.erased :]
-        self.pi = torch.nn.Parameter(torch.zeros(len(bench.concepts), len(self.R), device=bench.device))
-        self.adam = torch.optim.Adam([self.pi], lr=config.adversary_lr)
+    z: Tensor
+    t: Tensor
+    cond: Conditioning
+    eps: Tensor
+    weight: Tensor
 
-    def draw(self, b, purpose: str, n: int):
-        """For each erased sample of a batch a candidate: latents, time steps, frozen eps, weight, its text, its index."""
-        bench, generator = self.bench, seeded("choice", purpose, self.config.seed, n)
-        logits = self.pi[bench.owner[b.index[: b.n]].to(bench.device)]
+
+class Adversary:
+    """A distribution over the retained prompts for each concept, trainable logits pi (concepts, candidates)."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.R = trainer, trainer.cond[trainer.num_erased :]
+        self.pi = torch.nn.Parameter(torch.zeros(len(trainer.concepts), len(self.R), device=trainer.device))
+        self.optimizer = torch.optim.Adam([self.pi], lr=trainer.config.adversary_lr)
+        self.trainables = {"adversary": ({"pi": self.pi}, self.optimizer)}
+
+    def candidates(self, b, purpose: str, n: int) -> Candidates:
+        """One candidate for each erased sample of a batch; gradients pass to pi, straight through."""
+        trainer, generator = self.trainer, seeded("choice", purpose, self.trainer.config.seed, n)
+        logits = self.pi[trainer.owner[b.index[: b.n]].to(trainer.device)]
         gumbel = -torch.log(-torch.log(torch.rand(logits.shape, generator=generator).clamp(1e-9, 1 - 1e-7)))
-        soft = F.softmax((logits + gumbel.to(logits)) / self.config.temperature, dim=1)
-        chosen = soft.argmax(1)
-        hard = F.one_hot(chosen, len(self.R)).to(soft) + soft - soft.detach()  # straight through
-        text = torch.einsum("bn,nld->bld", hard, self.R.to(hard))
-        z, t, eps, _ = bench.pool.draw(bench.erased + chosen.cpu(), generator)
-        z, t, eps = z.to(b.z), t.to(bench.device), eps.to(bench.device)
-        return z, t, eps, bench.error_weight(t), text, chosen
+        soft = F.softmax((logits + gumbel.to(logits)) / trainer.config.temperature, dim=1)
+        best = soft.argmax(1)
+        hard = F.one_hot(best, len(self.R)).to(soft) + soft - soft.detach()
+        cond = self.R.map(lambda R: torch.einsum("bn,n...->b...", hard, R.to(hard)))
+        z, t, eps, _ = trainer.pool.sample(trainer.num_erased + best.cpu(), generator)
+        t = t.to(trainer.device)
+        return Candidates(z.to(b.z), t, cond, eps.to(trainer.device), trainer.loss_weight(t))
 
-    def favourites(self) -> dict[str, str]:
-        """The candidate each concept's adversary came to prefer."""
-        texts = self.bench.texts[self.bench.erased :]
-        return {c: texts[int(row.argmax())] for c, row in zip(self.bench.concepts, self.pi)}
+    def preferred(self) -> dict[str, str]:
+        """Each concept's most likely candidate."""
+        retained = self.trainer.prompts[self.trainer.num_erased :]
+        return {c: retained[int(row.argmax())] for c, row in zip(self.trainer.concepts, self.pi)}

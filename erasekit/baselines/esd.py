@@ -1,4 +1,4 @@
-"""ESD (Gandikota et al., arXiv 2303.07345): the concept's prediction is pulled to the far side of the empty text's."""
+"""ESD (Gandikota et al., arXiv 2303.07345): the concept's prediction moves to the far side of the empty prompt's."""
 
 from dataclasses import dataclass
 
@@ -6,31 +6,34 @@ import torch
 
 from .. import losses
 from ..artifacts import Erasure
-from ..training import Bench, Rolled, Student, update
+from ..training import LatentConfig, TrainableWeights, Trainer, optimizer_step
+from .registry import RATES, method
 
 
 @dataclass(frozen=True)
-class ESD(Rolled):
-    """ESD-x trains group "x", ESD-u group "u". Published: 1,000 steps of batch 1, lr 1e-5."""
+class ESD(LatentConfig):
+    """Published: 1,000 steps of batch 1, lr 1e-5. ESD-x trains "xattn", ESD-u "noxattn"."""
 
     eta: float = 1.0  # negative guidance
 
 
+@method("esd-u", ESD, sweep=RATES, train_method="noxattn")
+@method("esd-x", ESD, sweep=RATES)
 def esd(world, concepts: list[str], config: ESD | None = None, checkpoint=None, progress=True) -> Erasure:
     """L = || eps_theta'(z, t, c) - [eps(z, t, "") - eta (eps(z, t, c) - eps(z, t, ""))] ||^2 (eq. 7)."""
     config = config or ESD()
-    bench = Bench(world, concepts, config, "esd")
-    with Student(bench.unet, config.group).training() as student:
-        bench.student, theta = student, student.parameters
-        adam = torch.optim.Adam(theta.values(), lr=config.lr)
+    trainer = Trainer(world, concepts, config, "esd")
+    with TrainableWeights(trainer.unet, config.train_method).training() as w:
+        trainer.weights, theta = w, w.parameters
+        optimizer = torch.optim.Adam(theta.values(), lr=config.lr)
 
         def step(n: int) -> dict[str, float]:
-            b = bench.draw("removal", n)
-            plain = bench.predict(b.z, b.t, b.text)
-            l_removal = (b.weight[: b.n] * losses.removal(plain[: b.n], bench.target(b, config.eta))).mean()
-            l_retain = bench.retain(plain, b)
-            update(adam, l_removal + config.retain_weight * l_retain, theta.values())
+            b = trainer.batch("removal", n)
+            prediction = trainer.predict(b.z, b.t, b.cond)
+            l_removal = (b.weight[: b.n] * losses.removal(prediction[: b.n], trainer.target(b, config.eta))).mean()
+            l_retain = trainer.retain_loss(prediction, b)
+            optimizer_step(optimizer, l_removal + config.retain_weight * l_retain, theta.values())
             return {"removal": l_removal.item(), "retain": l_retain.item()}
 
-        history = bench.fit(step, {"theta": (theta, adam)}, checkpoint, progress)
-        return bench.erasure(history, delta=student.delta())
+        history = trainer.fit(step, {"theta": (theta, optimizer)}, checkpoint, progress)
+        return trainer.erasure(history, delta=w.delta())

@@ -1,13 +1,14 @@
-"""Where a concept is, told by cross-attention: the mask Receler uses, and the one MACE is given here in place of Grounded-SAM."""
+"""Where a concept is, by cross-attention: Receler's mask, and MACE's here in place of Grounded-SAM."""
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
-def concept_mask(maps: dict[str, torch.Tensor], positions: list[list[int]], threshold: float) -> torch.Tensor:
-    """Binary masks (B, h, w) at the finest attention: attention to the concept's tokens, averaged, scaled to [0, 1], thresholded.
+def concept_mask(maps: dict[str, Tensor], positions: list[list[int]], threshold: float) -> Tensor:
+    """Binary masks (B, h, w) from the finest maps: mean attention to the concept's tokens, scaled to [0, 1], thresholded.
 
-    `maps`: layer -> (B, heads, pixels, tokens); `positions`: each sample's concept tokens.
+    `maps`: layer -> (B, heads, pixels, tokens). `positions`: each sample's concept tokens.
     """
     pixels = max(m.shape[2] for m in maps.values())
     finest = torch.stack([m.float().mean(1) for m in maps.values() if m.shape[2] == pixels]).mean(0)
@@ -17,7 +18,7 @@ def concept_mask(maps: dict[str, torch.Tensor], positions: list[list[int]], thre
     return ((attention - low) / (high - low).clamp(min=1e-8) >= threshold).float().unflatten(1, (side, side))
 
 
-def resized(mask: torch.Tensor, pixels: int) -> torch.Tensor:
-    """Masks (B, h, w) at another layer's size, flat: (B, pixels)."""
+def resized(mask: Tensor, pixels: int) -> Tensor:
+    """Masks (B, h, w) at another layer's size, flattened: (B, pixels)."""
     side = int(pixels**0.5)
     return F.interpolate(mask[:, None], (side, side), mode="nearest").flatten(1)

@@ -1,13 +1,13 @@
 """SLD (Schramowski et al., arXiv 2211.05105) and the negative prompt: nothing is trained, guidance steers away."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from ..artifacts import Erasure
-from ..results import provenance
-from ..training import accept, check_concepts
+from ..training import check_choice, check_concepts
+from .registry import method, untrained_erasure
 
-# level -> (warmup delta, in steps of 50), s_S, threshold, s_m, beta_m; Table 1 of the paper and its code.
+# level -> (warmup delta, in steps of 50), s_S, threshold, s_m, beta_m: Table 1 of the paper and its code.
 LEVELS = {
     "weak": (15, 20.0, 0.0, 0.0, 0.0),
     "medium": (10, 1000.0, 0.01, 0.3, 0.4),
@@ -19,44 +19,41 @@ PUBLISHED_STEPS = 50
 
 @dataclass(frozen=True)
 class SLD:
-    """`level`: weak, medium, strong or max. `sampling_steps`: what images are drawn with; the warm-up keeps its share of them."""
+    """`level`: "weak", "medium", "strong" or "max". `sampling_steps`: of later images; the warm-up keeps its share of them."""
 
     level: str = "max"
     sampling_steps: int = 25
-    seed: int = 0  # nothing is random here
+    seed: int = 0  # nothing is random
 
     def __post_init__(self):
-        accept("level", self.level, LEVELS)
+        check_choice("level", self.level, LEVELS)
 
 
 @dataclass(frozen=True)
 class NegativePrompting:
-    """No setting: the concepts stand where the empty text stood."""
+    """No settings."""
 
-    seed: int = 0  # nothing is random here
+    seed: int = 0  # nothing is random
 
 
+@method("sld", SLD, sweep=[{"level": level} for level in ("medium", "strong", "max")])
 def sld(world, concepts: list[str], config: SLD | None = None) -> Erasure:
-    """See `guidance.SafeLatentDiffusion`."""
-    config = config or SLD()
+    """Guidance with a third prediction, see `guidance.SafeLatentDiffusion` (eqs. 3 to 8)."""
+    config, began = config or SLD(), time.time()
     warmup, s_S, threshold, s_m, beta_m = LEVELS[config.level]
-    warmup = round(warmup * config.sampling_steps / PUBLISHED_STEPS)
-    return guided(
-        world, concepts, config, "sld", kind="sld", warmup=warmup, s_S=s_S, threshold=threshold, s_m=s_m, beta_m=beta_m
-    )
+    rule = {"kind": "sld", "warmup": round(warmup * config.sampling_steps / PUBLISHED_STEPS), "s_S": s_S}
+    rule |= {"threshold": threshold, "s_m": s_m, "beta_m": beta_m}
+    return guided(world, concepts, config, "sld", began, rule)
 
 
+@method("np", NegativePrompting)
 def negative_prompting(world, concepts: list[str], config: NegativePrompting | None = None) -> Erasure:
-    """See `guidance.NegativePrompt`."""
-    return guided(world, concepts, config or NegativePrompting(), "np", kind="negative prompt")
+    """The concepts in place of the empty prompt, see `guidance.NegativePrompt`."""
+    return guided(world, concepts, config or NegativePrompting(), "np", time.time(), {"kind": "negative prompt"})
 
 
-def guided(world, concepts, config, method, **rule) -> Erasure:
-    """An erasure without tensors. Several concepts are listed in one text, as the published unsafe text lists its terms."""
+def guided(world, concepts: list[str], config, name: str, began: float, rule: dict) -> Erasure:
+    """An erasure without tensors. All concepts share one prompt, as the published unsafe text lists its terms."""
     check_concepts(concepts)
-    began = time.time()
-    rule["concept_text"] = world.unsafe_text(concepts)
-    info = {"method": method, "world": world.name, "concepts": list(concepts), "base": world.fingerprint}
-    made = provenance(world.pipe.device, time.time() - began)
-    info |= {"config": asdict(config), "seed": config.seed, "history": [], "provenance": made}
-    return Erasure({}, {}, info | {"guidance": rule})
+    rule["concept_text"] = world.joint_prompt(concepts)
+    return untrained_erasure(world, concepts, config, name, began, guidance=rule)

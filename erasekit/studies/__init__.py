@@ -1,56 +1,107 @@
-"""The experiments behind the notebooks. Each module has SCALES (settings by scale) and `compute`."""
+"""The experiments behind the notebooks: one file a study, with its settings, `compute`, `figures` and `table`."""
 
+import copy
 import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from functools import cache
+from pathlib import Path
 
-from ..results import Record, compute_or_load, recorded
-from ..trajectories import ROLL
+from ..provenance import bundled_hash
+from .kit.records import Record, Request, load_or_compute
+from .overrides import overrides
 
-STUDIES = ("quickstart", "hiding", "world", "method", "strength", "variations", "objects", "unsafe")
-STUDIES += ("style_strength", "styles", "prompt_length", "clip_study", "recovery", "stability", "attacks")
-STUDIES += ("mechanisms", "continual", "crowd", "cost", "recipes", "clip_models")
-SCALE_NAMES = ("smoke", "quick", "full")
+PRESETS = ("smoke", "quick", "full")
+BUNDLED = "emojinette"
+# Preset smoke checks that everything runs: sampling latents is most of what it would take otherwise.
+SHORT_POOL = {"num_trajectories": 2, "trajectory_steps": 4}
 
 
-def run(study: str, world, scale: str = "quick", fresh: bool = False, exact: bool = False, **changes) -> Record:
-    """Run a study on a loaded world, or load its committed record when config, code and models are the same.
+def _discover() -> dict[str, str]:
+    """Study -> notebook, in the notebooks' order, from the line in each file that says so. Imports no study."""
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py")}
+    found = {name: re.search(r'^NOTEBOOK\b.*?"(\w+)"', text, re.MULTILINE) for name, text in texts.items()}
+    return dict(sorted(((name, match[1]) for name, match in found.items() if match), key=lambda item: item[::-1]))
 
-    At scale quick a valid record of scale full is preferred, since it says the same of more seeds, unless `exact`. `changes`
-    replace settings of the scale; what they give is kept in the build folder, not over the committed record. Raises ValueError
-    for an unknown study, scale or setting.
-    """
+
+STUDIES = _discover()
+
+
+def module(study: str):
+    """A study's module. Raises ValueError for an unknown study."""
     if study not in STUDIES:
         raise ValueError(f"unknown study {study!r}: accepted are {', '.join(STUDIES)}")
-    if scale not in SCALE_NAMES:
-        raise ValueError(f"unknown scale {scale!r}: accepted are {', '.join(SCALE_NAMES)}")
-    module = importlib.import_module(f".{study}", __name__)
-
-    def at(scale):
-        own = world.settings(study, scale)
-        return module.SCALES[scale] | {name: value for name, value in own.items() if name in module.SCALES[scale]}
-
-    settings = at(scale)
-    unknown = set(changes) - set(settings)
-    if unknown:
-        raise ValueError(f"unknown setting {sorted(unknown)[0]!r} of {study}: accepted are {', '.join(settings)}")
-    trial = any(settings[name] != value for name, value in changes.items())
-    settings |= changes
-    if scale == "quick" and not fresh and not exact and not trial:
-        larger, _ = recorded(world, "full", study, at("full"))
-        if larger:
-            print("there is a record of scale full, which serves quick too")
-            scale, settings = "full", at("full")
-    with short_pool() if scale == "smoke" else nullcontext():
-        return compute_or_load(world, scale, study, settings, lambda: module.compute(world, **settings), fresh, trial)
+    return importlib.import_module(f".{study}", __name__)
 
 
-@contextmanager
-def short_pool() -> Iterator[None]:
-    """A pool of few latents, for the scale whose numbers mean nothing: rolling it is most of what such a run would take."""
-    before = dict(ROLL)
-    ROLL.update(seeds=2, steps=4)
-    try:
-        yield
-    finally:
-        ROLL.update(before)
+def run(
+    study: str,
+    world="emojinette",
+    preset: str = "quick",
+    recompute: bool = False,
+    exact_preset: bool = False,
+    **settings,
+) -> Record:
+    """Load a study's record if its settings, world and version are the same, else compute it.
+
+    `world`: a benchmark, or a name, folder or hub id, which is loaded only when something must be computed. At preset quick a
+    valid record of preset full is preferred, which has more seeds, unless `exact_preset`. `settings` replace the preset's.
+    Raises ValueError for an unknown study, preset or setting, and for a world that is not a benchmark.
+    """
+    world, load_world = _identify(world)
+    if preset == "quick" and not (recompute or exact_preset or settings):
+        larger, _ = _request(study, world, load_world, "full", {})
+        preset = "full" if larger.find()[0] else preset
+    request, chosen = _request(study, world, load_world, preset, settings)
+
+    def compute(world):
+        if preset == "smoke":
+            world = copy.copy(world)
+            world.pool_defaults = SHORT_POOL
+        return module(study).compute(world, chosen)
+
+    return load_or_compute(request, load_world, compute, recompute)
+
+
+def find(study: str, world="emojinette", preset: str = "quick") -> tuple[Record | None, str]:
+    """The valid record of a study at exactly this preset. Without one: None, and the reason."""
+    return _request(study, *_identify(world), preset, {})[0].find()
+
+
+def _identify(world) -> tuple[dict, Callable]:
+    """A world's name and hash, and a function that returns it loaded. The bundled world need not be loaded for its hash."""
+    load_world = cache(lambda: _load(world))
+    if world == BUNDLED:
+        return {"name": BUNDLED, "hash": bundled_hash()}, load_world
+    loaded = load_world()
+    bundled = loaded.name == BUNDLED and loaded.parent is None
+    return {"name": loaded.name, "hash": bundled_hash() if bundled else loaded.version[:16]}, load_world
+
+
+def _request(study: str, identity: dict, load_world: Callable, preset: str, changes: dict) -> tuple[Request, object]:
+    """What a valid record must agree with, and the study's settings."""
+    source = module(study)
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}: accepted are {', '.join(PRESETS)}")
+    own = source.PRESETS[preset]
+    for name in set(changes) - (known := {field.name for field in fields(own)}):
+        raise ValueError(f"unknown setting {name!r} of {study}: accepted are {', '.join(sorted(known))}")
+    if identity["name"] != BUNDLED:
+        own = overrides(load_world(), study, preset, own)
+    chosen = replace(own, **{n: tuple(v) if isinstance(v, list) else v for n, v in changes.items()})
+    settings = json.loads(json.dumps(asdict(chosen)))
+    return Request(study, source.VERSION, preset, identity, settings, custom=chosen != own), chosen
+
+
+def _load(world):
+    if isinstance(world, str):
+        from ..worlds import load
+
+        world = load(world)
+    if not hasattr(world, "groups"):
+        raise ValueError(
+            f"studies need a Benchmark, with concept groups and a judge, and {world.name!r} is a plain World"
+        )
+    return world

@@ -1,117 +1,130 @@
-"""12: attacks with words, on every method: success against the steps an attacker spends."""
+"""12: attacks with words on every method: success by the attacker's steps."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
-from tqdm.auto import tqdm
+import pandas as pd
 
-from ..attacks import Attack, as_words
-from ..attacks import pictures as pictured
-from ..baselines import METHODS
-from .hidden import hidden, known
-from .panel import cell
-from .reach import WAYS, quickest, rates_swept, reached, untouched
-from .strength import chosen, configured
+from .operating_points import METHOD_NAMES
 
-SEARCHES = ("new words", "wording")
+NOTEBOOK, VERSION, UNIT = "12_attacks", 1, "images a class"
+VERIFY = {"methods": ("uce", "kpop")}
 
-FULL = {
-    # The two that erase by guidance alone leave the model whole: an attacker samples without them. So may one who takes SPM's
-    # or Receler's adapters off; here they stay on, SPM's always open.
-    "methods": [m for m in METHODS if m not in ("sld", "np")],
-    "strengths": chosen(),
-    "split": "S1",
-    "attacked": 2,
-    "budgets": [10, 50, 200],
-    # Adam's step at the nearest word has to cross to another: it takes larger rates than a free embedding.
-    "attack_lrs": {"new words": [1e-2, 3e-2, 1e-1], "wording": [1e-1, 3e-1, 1.0]},
-    "swept": ["esd-x", "kpop"],  # the methods on which each attack's learning rate is chosen
-    "attack_seeds": 1,  # of several an attacker keeps the better one
-    "pictures": 5,
-    "seeds": 20,
-    "training_seed": 0,
-    "sampling_steps": 8,
-    "steps": None,
-}
-SCALES = {
-    "smoke": FULL
-    | {
-        "methods": ["uce", "kpop"],
-        "attacked": 1,
-        "budgets": [1],
-        "attack_lrs": {"new words": [1e-2], "wording": [3e-1]},
-        "swept": ["kpop"],
-        "attack_seeds": 1,
-        "seeds": 1,
-        "sampling_steps": 2,
-        "steps": 1,
-    },
-    "quick": FULL
-    | {
-        "methods": ["esd-x", "uce", "kpop"],
-        "attacked": 2,
-        "budgets": [10, 50],
-        "attack_lrs": {"new words": [1e-2, 3e-2], "wording": [3e-1]},
-        "swept": ["kpop"],
-        "attack_seeds": 1,
-    },
-    "full": FULL,
-}
+NO_ATTACK, SEARCHES = "no attack", ("textual inversion", "hard prompt")
 
 
-def compute(
-    world,
-    methods,
-    strengths,
-    split,
-    attacked,
-    budgets,
-    attack_lrs,
-    swept,
-    attack_seeds,
-    pictures,
-    seeds,
-    training_seed,
-    sampling_steps,
-    steps,
-):
-    """For the base, each method and attacked concept, the share of images that are the concept, in percent, by budget.
+@dataclass(frozen=True)
+class Settings:
+    # sld and np erase by guidance alone: their weights are the base's, so an attacker samples without them. An attacker could
+    # remove the adapters of spm and receler too; here they stay on, spm's at full strength for every prompt.
+    methods: tuple[str, ...] = tuple(m for m in METHOD_NAMES if m not in ("sld", "np"))
+    operating_points: dict | None = None  # by method; None: of the record of "operating_points"
+    split: str = "S1"
+    num_attacked: int = 2
+    budgets: tuple[int, ...] = (10, 50, 200)  # attack steps
+    # Adam's step at the nearest word has to cross to another word: it takes larger rates than a free embedding.
+    attack_lrs: dict[str, tuple] = field(
+        default_factory=lambda: {"textual inversion": (1e-2, 3e-2, 1e-1), "hard prompt": (1e-1, 3e-1, 1.0)}
+    )
+    tuned_on: tuple[str, ...] = ("esd-x", "kpop")  # methods on which each attack's learning rate is chosen
+    attack_seeds: int = 1  # of several an attacker keeps the best
+    attack_images: int = 5
+    seeds: int = 20
+    training_seed: int = 0
+    sampling_steps: int = 8
+    training_steps: int | None = None
 
-    Step 0 is what the search starts from: random words before the prompt, the concept's own tokens repeated.
+
+FEW_LRS = {"textual inversion": (1e-2, 3e-2), "hard prompt": (3e-1,)}
+ONE_LR = {"textual inversion": (1e-2,), "hard prompt": (3e-1,)}
+QUICK = Settings(("esd-x", "uce", "kpop"), budgets=(10, 50), attack_lrs=FEW_LRS, tuned_on=("kpop",))
+SHORT = {"num_attacked": 1, "budgets": (1,), "attack_lrs": ONE_LR, "seeds": 1, "sampling_steps": 2, "training_steps": 1}
+PRESETS = {"smoke": replace(QUICK, methods=("uce", "kpop"), **SHORT), "quick": QUICK, "full": Settings()}
+
+
+def compute(world, s: Settings) -> tuple[dict, dict]:
+    """For the base, each method and attacked concept: the share of images that show the concept, in percent, by attack steps.
+
+    Step 0 is where a search starts: random words before the prompt, or the concept's own tokens repeated.
     """
-    known(strengths, *methods, *swept)
-    concepts = world.concepts(split)
-    plan = Attack(budgets=tuple(budgets))
-    how = plan, pictures, seeds, sampling_steps, steps
-    sweep = [row for way in SEARCHES for row in rates_swept(world, swept, strengths, attack_lrs[way], [way], *how)]
-    lrs = {way: quickest(sweep, way) for way in SEARCHES}
-    sizes = (attacked, budgets, lrs, attack_seeds, pictures, seeds, training_seed, sampling_steps)
+    from tqdm.auto import tqdm
 
-    def measure(made):
+    from ..evaluation.attack_success import ATTACKS, success_rate, untouched
+    from ..evaluation.attacks import Attack, attack_images, nearest_words
+    from .kit.attack_sweep import best_lr, sweep_learning_rates
+    from .kit.cache import cached
+    from .kit.erasures import make_config, measured, operating_points, require_operating_points
+
+    points = s.operating_points or operating_points()
+    require_operating_points(points, *s.methods, *s.tuned_on)
+    concepts, plan, sweep = world.concepts(s.split), Attack(budgets=tuple(s.budgets)), []
+    sizes = s.attack_images, s.seeds, s.sampling_steps, s.training_steps
+    for name in SEARCHES:
+        sweep += sweep_learning_rates(world, s.tuned_on, points, s.attack_lrs[name], [name], plan, *sizes)
+    lrs = {name: best_lr(sweep, name) for name in SEARCHES}
+
+    def measure(erasure):
         rows = []
-        for concept in concepts[:attacked]:
-            plain = reached(world, made, concept, seeds, sampling_steps)
-            rows.append({"concept": concept, "way": "asked plainly", "steps": 0, "rate": plain})
-            shown = pictured(world, concept, pictures, training_seed)
-            for seed in range(attack_seeds):
-                for way in SEARCHES:
-                    search, before = WAYS[way]
-                    attack = replace(plan, lr=lrs[way], seed=seed)
-                    for spent, words in search(world, made, concept, shown, attack).items():
-                        rate = reached(world, made, concept, seeds, sampling_steps, words, before)
-                        said = {"words": as_words(world.pipe, words)} if before else {}
-                        rows.append(
-                            {"concept": concept, "way": way, "attack_seed": seed, "steps": spent, "rate": rate} | said
-                        )
+        for concept in concepts[: s.num_attacked]:
+            rate = success_rate(world, erasure, concept, s.seeds, s.sampling_steps)
+            rows.append({"concept": concept, "attack": NO_ATTACK, "steps": 0, "rate": rate})
+            examples = attack_images(world, concept, s.attack_images, s.training_seed)
+            for seed in range(s.attack_seeds):
+                for name in SEARCHES:
+                    search, prefix = ATTACKS[name]
+                    attack = replace(plan, lr=lrs[name], seed=seed)
+                    for steps, found in search(world, erasure, concept, examples, attack).items():
+                        rate = success_rate(world, erasure, concept, s.seeds, s.sampling_steps, found, prefix)
+                        row = {"concept": concept, "attack": name, "attack_seed": seed, "steps": steps, "rate": rate}
+                        rows.append(row | ({"words": nearest_words(world.pipe, found)} if prefix else {}))
         return {"rows": rows}, None
 
-    ceiling, _ = cell("attacks", world, lambda: measure(untouched(world)), __name__, "base", *sizes)
-    runs = [{"method": "base"} | row for row in ceiling["rows"]]
-    for method in tqdm(methods, desc="attacks"):
-        strength = strengths[method]
-        config = configured(world, method, training_seed, sampling_steps, strength["settings"], steps)
+    sizes = s.num_attacked, s.budgets, lrs, s.attack_seeds, s.attack_images, s.seeds, s.training_seed, s.sampling_steps
+    numbers, _ = cached("attacks", VERSION, world, lambda: measure(untouched(world)), "base", *sizes)
+    runs = [{"method": "base"} | row for row in numbers["rows"]]
+    for method in tqdm(s.methods, desc="attacks"):
+        point = points[method]
+        config = make_config(world, method, s.training_seed, s.sampling_steps, point["settings"], s.training_steps)
         if method == "spm":
             config = replace(config, transport=False)
-        numbers, _ = hidden("attacks", world, concepts, method, config, strength["scale"], measure, *sizes)
+        numbers, _ = measured("attacks", VERSION, world, concepts, method, config, point["scale"], measure, *sizes)
         runs += [{"method": method} | row for row in numbers["rows"]]
-    about = {"N": seeds, "seeds": [0, seeds - 1], "training_seeds": 1, "pictures": pictures}
-    return about | {"attack_lrs": lrs, "sweep": sweep, "runs": runs}, {}
+    used = {m: points[m] for m in dict.fromkeys([*s.methods, *s.tuned_on])}
+    about = {"N": s.seeds, "seeds": [0, s.seeds - 1], "training_seeds": 1, "attack_images": s.attack_images}
+    return about | {"operating_points": used, "attack_lrs": lrs, "sweep": sweep, "runs": runs}, {}
+
+
+def best_attacks(record) -> pd.DataFrame:
+    """Success rates, the best of several attack seeds at each number of steps."""
+    frame = pd.DataFrame(record.data["runs"])
+    return frame.groupby(["method", "concept", "attack", "steps"], sort=False).rate.max().reset_index()
+
+
+def figures(record) -> dict:
+    """A heat map for each attack: methods by attack steps."""
+    import matplotlib.pyplot as plt
+
+    from .kit.plots import heatmap, style, weight
+
+    groups = best_attacks(record).groupby("attack", sort=False)
+    grids = {name: own.pivot_table(index="method", columns="steps", values="rate", sort=False) for name, own in groups}
+    titles = ("no\nattack", "textual inversion:\nten free word embeddings", "hard prompt:\nten words of the vocabulary")
+    sizes = {"figsize": (7, 0.25 * len(grids[NO_ATTACK]) + 1), "width_ratios": [g.shape[1] for g in grids.values()]}
+    figure, axes = plt.subplots(1, len(grids), sharey=True, layout="constrained", **sizes)
+    for ax, (name, grid), title in zip(axes, grids.items(), titles):
+        image = heatmap(ax, grid, "", cmap="cividis", colorbar=False, vmin=0, vmax=100)
+        ax.set(title=title, xlabel="attack steps")
+        if name == NO_ATTACK:
+            ax.set(xticks=[], xlabel="")
+    for label, method in zip(axes[0].get_yticklabels(), grid.index):
+        label.set(color=style(method)["color"], weight=weight(method))
+    figure.colorbar(image, ax=axes, label="images that show the concept, %", aspect=40)
+    return {"attacks": figure}
+
+
+def table(record) -> pd.DataFrame:
+    """Means over the attacked concepts: without an attack, and at the start and the end of each search."""
+    frame = best_attacks(record)
+    ends = frame[(frame.steps == frame.steps.max()) | (frame.steps == 0)]
+    names = [name if name == NO_ATTACK else f"{name}, {n} steps" for name, n in zip(ends.attack, ends.steps)]
+    grid = ends.assign(attack=names).pivot_table(index="method", columns="attack", values="rate", sort=False)
+    return grid.reindex(columns=list(dict.fromkeys(names))).rename_axis("images that show the concept, %")

@@ -1,54 +1,93 @@
-"""08: does what CLIP says of erasure depend on which CLIP? The images of the CLIP study, scored by others."""
+"""08: does what CLIP says of erasure depend on which CLIP? Other CLIP models score the CLIP study's images."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 
-from ..metrics import clip_alignment
-from .clip_study import FORMS, ranks
-from .common import rounded
-from .world import zero_shot
+NOTEBOOK, VERSION, UNIT = "08_clip_study", 1, "images a model"
+VERIFY = {"others": False}
 
-# Other CLIPs of the bundled world train first, for minutes: at scale smoke there are none.
-SCALES = {
-    "smoke": {"images_of": "smoke", "others": False, "placements": 1},
-    "quick": {"images_of": "quick", "others": True, "placements": 8},
-    "full": {"images_of": "full", "others": True, "placements": 8},
+
+@dataclass(frozen=True)
+class Settings:
+    images_of: str = "full"  # preset of the CLIP study
+    others: bool = True  # the bundled world trains its other CLIP models first, for minutes
+    placements: int = 8  # of each picture of the art
+
+
+PRESETS = {
+    "smoke": Settings(images_of="smoke", others=False, placements=1),
+    "quick": Settings(images_of="quick"),
+    "full": Settings(),
 }
 
 
-def compute(world, images_of, others, placements):
-    """For each CLIP model: how well it knows real pictures, and how it ranks the CLIP study's images (`clip_study.ranks`)."""
-    from .. import run  # the package imports its studies
+def compute(world, s: Settings) -> tuple[dict, dict]:
+    """For each CLIP model: how well it recognizes the art, and how it ranks the CLIP study's images (`clip_study.ranks`)."""
+    from . import run
+    from .clip_study import WHOLE, image_rows, model_means, ranks, spearman
+    from .world import zero_shot
 
-    study = run("clip_study", world, images_of, exact=True)
-    pictures, labels, styles, once = world.known_pictures(placements)
+    study = run("clip_study", world, s.images_of, exact_preset=True)
+    images, labels, styles, first = world.test_images(s.placements)
     rows = []
-    for name, clip in ({"this world's": world.clip} | (world.other_clips() if others else {})).items():
-        known = zero_shot(world, clip, pictures[:once], labels[:once], styles[:once]) if labels else {}
-        runs = [scored(world, clip, study, each) for each in study.data["runs"]]
-        rows.append({"clip": name} | known | {"ranks": ranks(runs)} | {"spearman of means": ordered(runs)})
+    for name, clip in ({"this world's": world.clip} | (world.other_clips() if s.others else {})).items():
+        known = zero_shot(world, clip, images[:first], labels[:first], styles[:first]) if labels else {}
+        runs = [rescore(world, clip, study, each) for each in study.data["runs"]]
+        means = round(spearman(model_means(image_rows(runs))[[WHOLE, "has style"]]), 4)
+        rows.append({"clip": name} | known | {"ranks": ranks(runs), "spearman of means": means})
     about = {name: study.data[name] for name in ("N", "seeds", "training_seeds")} | {"images made": study.made}
     return about | {"rows": rows}, {}
 
 
-def ordered(runs: list[dict]) -> float:
-    """Rank correlation over erased models: mean alignment with the whole prompt, and how many images have the style."""
-    means = [(np.mean(run[FORMS[0]]), np.mean(run["there"])) for run in runs if run["method"] != "base"]
-    return round(pd.DataFrame(means).rank().corr().iat[0, 1], 4)
+def rescore(world, clip, study, run: dict) -> dict:
+    """A run of the CLIP study's record with the scores of another CLIP model."""
+    import torch
+
+    from .clip_study import clip_scores
+    from .kit.plots import tiles
+
+    images = torch.from_numpy(np.stack(tiles(study, f"{run['method']}.{run['erased']}"))).permute(0, 3, 1, 2)
+    return run | clip_scores(world, images, study.data["objects"], run["erased"], clip)
 
 
-def scored(world, clip, study, run: dict) -> dict:
-    """A run of the CLIP study with another model's scores."""
-    style, objects = run["erased"], study.data["objects"]
-    pixels = np.asarray(study.images[f"{run['method']}.{style}"])
-    images = torch.from_numpy(np.stack(np.split(pixels, pixels.shape[1] // pixels.shape[0], axis=1))).permute(
-        0, 3, 1, 2
-    )
-    asked = [c for c in objects for _ in range(len(images) // len(objects))]
-    texts = (
-        [world.prompt(c, style) for c in asked],
-        [f"in the style of {style}"] * len(asked),
-        [world.prompt(c) for c in asked],
-    )
-    return run | {form: rounded(clip_alignment(world, images, text, clip), 3) for form, text in zip(FORMS, texts)}
+def figures(record) -> dict:
+    """Single images and means of models, by CLIP model from the weakest on."""
+    import matplotlib.pyplot as plt
+
+    from .clip_study import TEXTS, WHOLE
+    from .kit.plots import COLORS
+
+    rows = sorted(record.data["rows"], key=lambda row: row.get("style_top1", 0))
+    known = [f"\n{row['style_top1']:.0f} % of styles" if "style_top1" in row else "" for row in rows]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.8, 2.9), width_ratios=[1.5, 1], layout="constrained")
+    beside = {"textcoords": "offset points", "fontsize": 8}
+    for text, (color, marker, ls) in TEXTS.items():
+        areas, look = [row["ranks"][text]["all"] for row in rows], {"color": COLORS[color]}
+        left.plot(areas, ls, marker=marker, **look)
+        left.annotate(text, (len(rows) - 1, areas[-1]), (9, 0), va="center", annotation_clip=False, **beside, **look)
+    left.axhline(0.5, color="black", lw=0.7, ls=":")
+    left.annotate("chance", (0, 0.5), (0, 3), **beside)
+    left.set(ylim=(0.4, 1), ylabel="area under the ROC curve", title="single images: style kept or lost")
+    means = [row["spearman of means"] for row in rows]
+    right.plot(means, "-s", color="black")
+    for n, rho in enumerate(means):
+        right.annotate(f"{rho:.2f}", (n, rho), (0, 6), ha="center", **beside)
+    right.set(ylim=(0, 1), ylabel="rank correlation with the judge", title=f"models: means, {WHOLE}")
+    for ax, margin in ((left, 0.75), (right, 0.4)):
+        ax.set(xlim=(-0.3, len(rows) - 1 + margin))
+        ax.set_xticks(range(len(rows)), [row["clip"] + share for row, share in zip(rows, known)])
+    figure.supxlabel("CLIP model, and the share of the art's styles that it recognizes", fontsize=9)
+    return {"clip_models": figure}
+
+
+def table(record) -> pd.DataFrame:
+    """One row a CLIP model: what it recognizes of the art, and how it ranks images and models."""
+    rows = {}
+    for row in record.data["rows"]:
+        known = {f"{kind} recognized, %": row[f"{kind}_top1"] for kind in ("object", "style") if f"{kind}_top1" in row}
+        areas = {text: f"{found['all']:.2f}, {found['drop from the base']:.2f}" for text, found in row["ranks"].items()}
+        images, models = next(iter(row["ranks"].values()))["spearman"], row["spearman of means"]
+        rows[row["clip"]] = known | areas | {"rho, images": f"{images:.2f}", "rho, models": f"{models:.2f}"}
+    return pd.DataFrame(rows).T.rename_axis("area under the ROC curve: all images, drop; rho: whole prompt")

@@ -1,115 +1,204 @@
-"""08: is CLIP alignment a measure of erasure? Every image has it, and a style judge says whether the style is there."""
+"""08: is CLIP alignment a measure of erasure? Every image has a CLIP score and the answer of a style judge."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
-from ..metrics import clip_alignment, judged
-from .common import rounded, strip
-from .hidden import hidden, known
-from .panel import drawn
-from .strength import chosen, configured
+NOTEBOOK, VERSION, UNIT = "08_clip_study", 1, "images a model"
 
-FULL = {
-    "methods": ["esd-x", "uce", "ca", "kpop", "kpop-anchor"],
-    "strengths": chosen("style_strength"),
-    "erased": ["noto", "twemoji", "openmoji", "fluent", "contrast"],
-    "seeds": 3,
-    "training_seed": 0,
-    "sampling_steps": 8,
-    "steps": None,
+# Texts that an image is compared with, and how figures draw them: color, marker, line style.
+WHOLE = "whole prompt"
+TEXTS = {WHOLE: ("black", "s", "-"), "name only": ("gold", "o", "--"), "without the name": ("grey", "^", "-.")}
+LARGE_DROP = 10  # points of CLIP alignment that a reader may take for erased
+VERIFY = {"methods": ("uce", "kpop"), "erased": ("noto",)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    methods: tuple[str, ...] = ("esd-x", "uce", "ca", "kpop", "kpop-anchor")
+    erased: tuple[str, ...] = ("noto", "twemoji", "openmoji", "fluent", "contrast")  # styles, one model each
+    operating_points: dict | None = None  # by method; None: of the record of "style_operating_points"
+    seeds: int = 3
+    training_seed: int = 0
+    sampling_steps: int = 8
+    training_steps: int | None = None
+
+
+PRESETS = {
+    "smoke": Settings(methods=("uce", "kpop"), erased=("noto",), seeds=1, sampling_steps=2, training_steps=1),
+    "quick": Settings(methods=("uce", "kpop"), erased=("noto", "openmoji")),
+    "full": Settings(),
 }
-SCALES = {
-    "smoke": FULL | {"methods": ["uce", "kpop"], "erased": ["noto"], "seeds": 1, "sampling_steps": 2, "steps": 1},
-    "quick": FULL | {"methods": ["uce", "kpop"], "erased": ["noto", "openmoji"]},
-    "full": FULL,
-}
-FORMS = ("whole prompt", "name only", "without the name")
 
 
-def compute(world, methods, strengths, erased, seeds, training_seed, sampling_steps, steps):
-    """For images asked for in the erased style, by the base and by each method: CLIP by form of the text, and the judge.
+def compute(world, s: Settings) -> tuple[dict, dict]:
+    """Images of the base and of each method's models, prompted in the erased style; their scores, and how these rank them."""
+    from tqdm.auto import tqdm
 
-    How well a score ranks is the area under its ROC curve: the chance that an image with the style has more of it than one
-    without. `drop` is the image's score less the base's on the same prompt and seed. The bundled world's judge was trained apart
-    from its CLIP.
-    """
-    known(strengths, *methods)
-    ten = world.concepts("classes")
+    from ..evaluation.images import image_strip, sample_images
+    from ..evaluation.metrics import judge_images
+    from .kit.erasures import make_config, measured, operating_points, require_operating_points, rounded
 
-    def scored(made, style):
-        asked = [(world.prompt(c, style), c, seed) for c in ten for seed in range(seeds)]
-        images = drawn(world, made, asked, sampling_steps)
-        texts = (
-            [prompt for prompt, _, _ in asked],
-            [f"in the style of {style}"] * len(asked),
-            [world.prompt(c) for _, c, _ in asked],
-        )
-        styles = judged(world, images)[1]
-        own = world.judge.styles.index(style)
-        return {
-            "judge": rounded(styles[:, own]),
-            "there": (styles.argmax(1) == own).tolist(),
-        } | {form: rounded(clip_alignment(world, images, text), 3) for form, text in zip(FORMS, texts)}, strip(images)
+    points = s.operating_points or operating_points("style_operating_points")
+    require_operating_points(points, *s.methods)
+    objects = list(world.concepts("classes"))
+
+    def evaluate(erasure, style):
+        prompts = [(world.prompt(c, style), c, seed) for c in objects for seed in range(s.seeds)]
+        images = sample_images(world, erasure, prompts, s.sampling_steps)
+        judge, own = judge_images(world, images)[1], world.judge.styles.index(style)
+        scores = {"judge": rounded(judge[:, own]), "has style": (judge.argmax(1) == own).tolist()}
+        return scores | clip_scores(world, images, objects, style), image_strip(images)
 
     images, runs = {}, []
-    for style in erased:
-        numbers, images[f"base.{style}"] = scored(None, style)
+    for style in s.erased:
+        numbers, images[f"base.{style}"] = evaluate(None, style)
         runs.append({"method": "base", "erased": style} | numbers)
-    for method, style in tqdm([(m, s) for m in methods for s in erased], desc="CLIP study"):
-        strength = strengths[method]
-        config = configured(world, method, training_seed, sampling_steps, strength["settings"], steps)
-        how = "clip_study", world, [style], method, config, strength["scale"]
-        numbers, images[f"{method}.{style}"] = hidden(
-            *how, lambda made, s=style: scored(made, s), seeds, sampling_steps
-        )
+    for method, style in tqdm([(m, style) for m in s.methods for style in s.erased], desc="CLIP study"):
+        point = points[method]
+        config = make_config(world, method, s.training_seed, s.sampling_steps, point["settings"], s.training_steps)
+        model = "clip_study", VERSION, world, [style], method, config, point["scale"]
+        sizes = s.seeds, s.sampling_steps
+        numbers, images[f"{method}.{style}"] = measured(*model, lambda e, style=style: evaluate(e, style), *sizes)
         runs.append({"method": method, "erased": style} | numbers)
-    return {
-        "N": len(ten) * seeds,
-        "seeds": [0, seeds - 1],
-        "training_seeds": 1,
-        "objects": list(ten),
-        "runs": runs,
-        "ranks": ranks(runs),
-    }, images
+    about = {"N": len(objects) * s.seeds, "seeds": [0, s.seeds - 1], "training_seeds": 1, "objects": objects}
+    return about | {"operating_points": {m: points[m] for m in s.methods}, "runs": runs, "ranks": ranks(runs)}, images
+
+
+def clip_scores(world, images, objects: list[str], style: str, clip=None) -> dict:
+    """CLIP alignment of each image with each of TEXTS, for the same number of images of each object; see `clip_alignment`."""
+    from ..evaluation.metrics import clip_alignment
+    from .kit.erasures import rounded
+
+    labels = [c for c in objects for _ in range(len(images) // len(objects))]
+    texts = (
+        [world.prompt(c, style) for c in labels],
+        [f"in the style of {style}"] * len(labels),
+        [world.prompt(c) for c in labels],
+    )
+    return {name: rounded(clip_alignment(world, images, text, clip), 3) for name, text in zip(TEXTS, texts)}
 
 
 def ranks(runs: list[dict]) -> dict:
-    """How well each form of CLIP tells images with the style from those without, as areas under ROC curves.
+    """How well CLIP with each of TEXTS ranks images with the style above images without: areas under ROC curves.
 
-    "all": over every image. "within a style": the mean over styles. "drop from the base": over the methods' images of prompts
-    where the base has the style. "by method": within that method's own images. "spearman": rank correlation with the judge's
-    probability, the mean over styles.
+    "all": over all images. "within a style": mean over styles. "drop from the base": by the score minus that of the base's
+    image of the same prompt and seed, over the methods' images of prompts where the base's image has the style. "by method":
+    over that method's images. "spearman": rank correlation with the judge's probability, mean over styles.
     """
-    names = ("method", "erased", "judge", "there", *FORMS)
-    frame = pd.concat([pd.DataFrame({k: run[k] for k in names}) for run in runs])
-    # The base's images of a style stand in the same order of prompts and seeds as every method's.
-    base = {style: own for style, own in frame[frame.method == "base"].groupby("erased")}
-    ours = {where: own for where, own in frame[frame.method != "base"].groupby(["method", "erased"], sort=False)}
-    styles = [own for _, own in frame.groupby("erased", sort=False)]
-    found = {}
-    for form in FORMS:
-        drops = [(own[form] - base[style][form])[base[style].there] for (_, style), own in ours.items()]
-        order = [own.there[base[style].there] for (_, style), own in ours.items()]
-        found[form] = {
-            "all": auc(frame[form], frame.there),
-            "within a style": mean(auc(own[form], own.there) for own in styles),
-            "drop from the base": auc(pd.concat(drops), pd.concat(order)),
-            "spearman": mean(own[[form, "judge"]].rank().corr().iat[0, 1] for own in styles),
-            "by method": {
-                m: auc(own[form], own.there) for m, own in frame[frame.method != "base"].groupby("method", sort=False)
-            },
+    from ..evaluation.metrics import roc_auc
+
+    def mean(values) -> float:
+        return round(float(np.nanmean(list(values))), 4)
+
+    frame = image_rows(runs)
+    erased, styles = frame[frame.method != "base"], [own for _, own in frame.groupby("erased", sort=False)]
+    comparable, found = erased[erased["base has style"]], {}
+    for text in TEXTS:
+        found[text] = {
+            "all": roc_auc(frame[text], frame["has style"]),
+            "within a style": mean(roc_auc(own[text], own["has style"]) for own in styles),
+            "drop from the base": roc_auc(comparable[f"{text}, drop"], comparable["has style"]),
+            "spearman": mean(spearman(own[[text, "judge"]]) for own in styles),
+            "by method": {m: roc_auc(own[text], own["has style"]) for m, own in erased.groupby("method", sort=False)},
         }
     return found
 
 
-def mean(values) -> float:
-    """The mean of what is a number."""
-    return round(float(np.nanmean(list(values))), 4)
+def image_rows(runs: list[dict]) -> pd.DataFrame:
+    """One row an image. "drop": its score minus that of the base's image of the same prompt and seed, if "base has style"."""
+    base = {run["erased"]: run for run in runs if run["method"] == "base"}
+    parts = []
+    for run in runs:
+        part = pd.DataFrame({name: run[name] for name in ("method", "erased", "judge", "has style", *TEXTS)})
+        for text in TEXTS:
+            part[f"{text}, drop"] = part[text] - np.asarray(base[run["erased"]][text])
+        part["base has style"] = base[run["erased"]]["has style"]
+        parts.append(part.rename_axis("number").reset_index())
+    return pd.concat(parts, ignore_index=True)
 
 
-def auc(scores, there) -> float:
-    """The chance that an image with the style scores higher than one without; ties count half. NaN if there is only one kind."""
-    scores, there = np.asarray(scores, dtype=float), np.asarray(there, dtype=bool)
-    difference = scores[there][:, None] - scores[~there][None]
-    return round(float(((difference > 0) + 0.5 * (difference == 0)).mean()), 4) if difference.size else float("nan")
+def spearman(pair: pd.DataFrame) -> float:
+    """Rank correlation of two columns."""
+    return pair.rank().corr().iat[0, 1]
+
+
+def model_means(frame: pd.DataFrame) -> pd.DataFrame:
+    """Means over the images of each erased model, by method and style."""
+    return frame[frame.method != "base"].groupby(["method", "erased"], sort=False)[[*TEXTS, "has style"]].mean()
+
+
+def figures(record) -> dict:
+    frame = image_rows(record.data["runs"])
+    return {"clip_roc": _draw_roc(record, frame), "clip_failures": _draw_failures(record, frame)}
+
+
+def _draw_roc(record, frame: pd.DataFrame):
+    """ROC curves over single images, by score and by drop; and means of models against the judge."""
+    import matplotlib.pyplot as plt
+
+    from .kit.plots import COLORS, percent_axis, style
+
+    figure, axes = plt.subplots(1, 3, figsize=(9.8, 3.5), width_ratios=[1, 1, 1.2], layout="constrained")
+    comparable = frame[frame["base has style"] & (frame.method != "base")]
+    for ax, rows, title, suffix, kind in (
+        (axes[0], frame, "single images, by score", "", "all"),
+        (axes[1], comparable, "single images, by drop from the base", ", drop", "drop from the base"),
+    ):
+        ax.plot([0, 100], [0, 100], color="black", lw=0.7, ls=":")
+        for text, (color, _, ls) in TEXTS.items():
+            label = f"{text}: {record.data['ranks'][text][kind]:.2f}"
+            ax.plot(*roc_curve(rows[text + suffix], rows["has style"]), ls, lw=1.5, color=COLORS[color], label=label)
+        ax.set(title=title, aspect="equal")
+        percent_axis(ax, "x", "above threshold, style lost")
+        percent_axis(ax, "y", "above threshold, style kept")
+    means = model_means(frame)
+    for method, own in means.groupby("method", sort=False):
+        axes[2].plot(own[WHOLE], 100 * own["has style"], ls="", ms=6, label=method, **style(method))
+    rho = spearman(means[[WHOLE, "has style"]])
+    axes[2].set(title=f"{len(means)} models: rank correlation {rho:.2f}", xlabel=f"mean CLIP score, {WHOLE}")
+    percent_axis(axes[2], "y", "style kept (judge)")
+    for ax, title in zip(axes, (*["area under the curve"] * 2, "a point for each erased style")):
+        columns = 1 + (ax is axes[2])
+        ax.legend(title=title, title_fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    return figure
+
+
+def roc_curve(scores, present) -> tuple[np.ndarray, np.ndarray]:
+    """False and true positive rates in percent at every threshold, from the highest down."""
+    present = np.asarray(present, dtype=bool)[np.argsort(-np.asarray(scores), kind="stable")]
+    return tuple(100 * np.append(0, np.cumsum(kind)) / max(1, kind.sum()) for kind in (~present, present))
+
+
+def _draw_failures(record, frame: pd.DataFrame):
+    """The images on which CLIP and the judge disagree most, one for each object and style."""
+    from .kit.plots import image_grid, tiles
+
+    objects = record.data["objects"]
+    seeds = record.data["N"] // len(objects)
+    strips, rows, captions = {name: tiles(record, name) for name in record.images}, {}, {}
+    frame = frame[frame.method != "base"].assign(object=lambda f: [objects[n // seeds] for n in f.number])
+    kinds = ("style lost (judge),\nCLIP score high", False), ("style kept (judge),\nCLIP score low", True)
+    for row, (label, kept) in enumerate(kinds):
+        worst = (
+            frame[frame["has style"] == kept].sort_values(WHOLE, ascending=kept).drop_duplicates(["object", "erased"])
+        )
+        worst = worst.head(8)
+        rows[label] = [strips[f"{m}.{e}"][n] for m, e, n in zip(worst.method, worst.erased, worst.number)]
+        captions |= {(row, n): f"CLIP {score:.0f}, {e}" for n, (score, e) in enumerate(zip(worst[WHOLE], worst.erased))}
+    return image_grid(rows, captions=captions, size=0.95)
+
+
+def table(record) -> pd.DataFrame:
+    """Areas under ROC curves, rank correlations with the judge, and what a large drop means, by text."""
+    frame, rows = image_rows(record.data["runs"]), {}
+    means = model_means(frame)
+    comparable = frame[frame["base has style"] & (frame.method != "base")]
+    for text, found in record.data["ranks"].items():
+        row = {"all images": found["all"], "one style": found["within a style"], "drop": found["drop from the base"]}
+        row |= found["by method"] | {"rho, images": found["spearman"]}
+        row[f"rho, {len(means)} models"] = spearman(means[[text, "has style"]])
+        dropped = comparable[comparable[f"{text}, drop"] <= -LARGE_DROP]
+        rows[text] = row | {f"style lost where it drops by {LARGE_DROP}": 1 - dropped["has style"].mean()}
+    return pd.DataFrame(rows).T.round(2).astype(str).rename_axis("area under the ROC curve; rho: rank correlation")

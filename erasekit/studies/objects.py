@@ -1,142 +1,252 @@
 """04: the paper's object splits, every method on the same images, seeds and sampler."""
 
-from dataclasses import fields
+from dataclasses import dataclass
 from itertools import product
 
-from tqdm.auto import tqdm
+import numpy as np
+import pandas as pd
 
-from ..baselines import METHODS
-from .panel import as_json, cell, judged_panel, opened, questions
-from .strength import chosen, configured, trained
+from .operating_points import METHOD_NAMES, method_rows
 
-RETAIN = ("named", "empty")  # the ten retained objects, or the empty text
+NOTEBOOK, VERSION, UNIT = "04_objects", 1, "images a class"  # raise VERSION when the numbers should change
 
-FULL = {
-    "methods": list(METHODS),
-    "strengths": chosen(),
-    "splits": ["S1", "S2", "S3", "S4"],
-    "training_seeds": 3,
-    "retain": list(RETAIN),
-    "repeated": ["S1"],  # where the other training seeds and retain options are run
-    "seeds": 10,
-    "few_seeds": 4,  # for neighbours and other wordings; all other objects have one
-    "sampling_steps": 8,
-    "steps": None,
-}
-SCALES = {
-    "smoke": FULL
-    | {
-        "methods": ["uce", "kpop"],
-        "splits": ["S1"],
-        "training_seeds": 1,
-        "retain": ["named"],
-        "seeds": 1,
-        "few_seeds": 1,
-        "sampling_steps": 2,
-        "steps": 1,
-    },
-    "quick": FULL
-    | {
-        "methods": ["esd-x", "uce", "ca", "spm", "kpop", "kpop-anchor"],
-        "splits": ["S1"],
-        "training_seeds": 1,
-        "retain": ["named"],
-    },
-    "full": FULL,
+
+@dataclass(frozen=True)
+class Settings:
+    methods: tuple[str, ...] = METHOD_NAMES
+    operating_points: dict | None = None  # method -> {"settings", "scale"}; None: those of the committed record
+    splits: tuple[str, ...] = ("S1", "S2", "S3", "S4")
+    training_seeds: int = 3
+    retain: tuple[str, ...] = ("named", "empty")  # ten named objects, or the empty prompt
+    repeated: tuple[str, ...] = ("S1",)  # splits with further training seeds and the second retain option
+    seeds: int = 10
+    few_seeds: int = 4  # for neighbours and other templates; each of the other objects has one image
+    sampling_steps: int = 8
+    training_steps: int | None = None
+
+
+SMALL = {"splits": ("S1",), "training_seeds": 1, "retain": ("named",)}
+PRESETS = {
+    "full": Settings(),
+    "quick": Settings(methods=("esd-x", "uce", "ca", "spm", "kpop", "kpop-anchor"), **SMALL),
+    "smoke": Settings(("uce", "kpop"), seeds=1, few_seeds=1, sampling_steps=2, training_steps=1, **SMALL),
 }
 
 
-def compute(
-    world, methods, strengths, splits, training_seeds, retain, repeated, seeds, few_seeds, sampling_steps, steps
-) -> tuple[dict, dict]:
-    """One run for each method and split, and where `repeated` for each training seed and retain option; rates in percent."""
-    missing = [m for m in methods if m not in strengths]
-    if missing:
-        raise ValueError(
-            f"no strength was chosen for {', '.join(missing)}: run the study 'strength' at scale 'full' first"
-        )
-    sizes = (seeds, few_seeds, sampling_steps)
-    wanted = [
+def compute(world, s: Settings) -> tuple[dict, dict]:
+    """Rates in percent for each method and split; on `repeated` splits for each training seed and retain option."""
+    from tqdm.auto import tqdm
+
+    from ..evaluation.protocol import eval_prompts, evaluate_split, recovery_rate
+    from .kit.cache import cached
+    from .kit.erasures import make_config, measured, operating_points, require_operating_points
+
+    points = s.operating_points or operating_points()
+    require_operating_points(points, *s.methods)
+    sizes = s.seeds, s.few_seeds, s.sampling_steps
+    first = s.retain[0], 0, s.splits[0]
+
+    def measure(erasure, concepts):
+        rates, strip = evaluate_split(world, erasure, concepts, *sizes)
+        if erasure is not None and erasure.keys:
+            rates["with the key"] = recovery_rate(world, erasure, concepts, s.few_seeds, s.sampling_steps)
+        return rates, strip
+
+    base, runs, images = {}, [], {}
+    for split in s.splits:
+        concepts = world.concepts(split)
+        where = "objects", VERSION, world
+        base[split], strip = cached(*where, lambda c=concepts: measure(None, c), "base", concepts, sizes)
+        images.setdefault("base", strip)
+    cells = [
         (option, seed, split, method)
-        for option, seed, split, method in product(retain, range(training_seeds), splits, methods)
-        if worth_running(method, option, seed) and (split in repeated or (option, seed) == (retain[0], 0))
+        for option, seed, split, method in product(s.retain, range(s.training_seeds), s.splits, s.methods)
+        if worth_running(method, option, seed) and (split in s.repeated or (option, seed) == first[:2])
     ]
-    runs, images = [], {}
-    for option, seed, split, method in tqdm(wanted, desc="objects"):
-        strength = strengths[method]
-        named = None if option == "named" else ("",)
-        config = configured(world, method, seed, sampling_steps, strength["settings"], steps, retain=named)
-
-        def measure(method=method, split=split, config=config, scale=strength["scale"]):
-            return panel(world, method, world.concepts(split), config, scale, *sizes)
-
-        rates, picture = cell(
-            "objects", world, measure, __name__, method, split, as_json(config), strength["scale"], sizes
-        )
+    for option, seed, split, method in tqdm(cells, desc="objects"):
+        changes, scale = points[method]["settings"], points[method]["scale"]
+        retain = None if option == "named" else ("",)
+        config = make_config(world, method, seed, s.sampling_steps, changes, s.training_steps, retain=retain)
+        concepts = world.concepts(split)
+        where = "objects", VERSION, world, concepts, method, config, scale
+        rates, strip = measured(*where, lambda erasure, c=concepts: measure(erasure, c), sizes)
         runs.append({"method": method, "split": split, "training_seed": seed, "retain": option} | rates)
-        if (option, seed, split) == (retain[0], 0, splits[0]):
-            images[method] = picture
-    base, picture = cell("objects", world, lambda: base_panel(world, splits, *sizes), __name__, "base", splits, sizes)
-    data = {
-        "N": seeds,
-        "seeds": [0, seeds - 1],
-        "training_seeds": training_seeds,
-        "splits": splits,
-        "repeated": repeated,
-        "strengths": {m: strengths[m] for m in methods},
-        "sizes": base["sizes"],
-        "base": base["splits"],
-        "runs": runs,
-        "frontier": frontier([r for r in runs if r["retain"] == retain[0]]),
-    }
-    return data, {"base": picture} | images
-
-
-def frontier(runs: list[dict]) -> dict:
-    """For both readings of KPOP and each split: the baselines that erase more and keep more, means over training seeds.
-
-    "Erases" is ESR-1; "keeps" is PSR-1 over the split's kept classes, or the rate over all other objects.
-    """
-
-    def mean(method, split, rate):
-        values = [r[rate] for r in runs if (r["method"], r["split"]) == (method, split)]
-        return sum(values) / len(values)
-
-    methods, splits = (list(dict.fromkeys(r[name] for r in runs)) for name in ("method", "split"))
-    ours = [m for m in methods if m.startswith("kpop")]
+        if (option, seed, split) == first:
+            images[method] = strip
+    prompts = eval_prompts(world, world.concepts(s.splits[0]), s.seeds, s.few_seeds)
     return {
-        reading: {
-            split: {
-                kept: [
-                    m
-                    for m in methods
-                    if m not in ours and all(mean(m, split, k) > mean(reading, split, k) for k in ("ESR-1", kept))
-                ]
-                for kept in ("PSR-1", "others")
-            }
-            for split in splits
-        }
-        for reading in ours
-    }
+        "N": s.seeds,
+        "seeds": [0, s.seeds - 1],
+        "training_seeds": s.training_seeds,
+        "splits": s.splits,
+        "repeated": s.repeated,
+        "operating_points": {m: points[m] for m in s.methods},
+        "sizes": {part: len(triples) for part, triples in prompts.items()},
+        "base": base,
+        "runs": runs,
+        "frontier": frontier([run for run in runs if run["retain"] == s.retain[0]]),
+    }, images
+
+
+def has_setting(method: str, name: str) -> bool:
+    from ..baselines import METHODS
+
+    return name in METHODS[method].config.__dataclass_fields__
 
 
 def worth_running(method: str, option: str, seed: int) -> bool:
-    """More than one training seed where there is chance; another retain option, with one, where a method retains."""
-    has = {field.name for field in fields(METHODS[method][1])}
-    return (seed == 0 or "lr" in has) if option == "named" else (seed == 0 and "retain" in has)
+    """Whether a further training seed (for methods that train) or the empty prompt (for methods that retain) changes anything."""
+    if option == "named":
+        return seed == 0 or has_setting(method, "lr")
+    return seed == 0 and has_setting(method, "retain")
 
 
-def panel(world, method, split, config, scale, seeds, few_seeds, sampling_steps):
-    """Train, draw, judge. Rates in percent, and one image of each of the ten classes, the erased first."""
-    made, seconds = trained(world, split, method, config, scale)
-    rates, picture = judged_panel(world, made, split, seeds, few_seeds, sampling_steps)
-    if made.keys:
-        rates["with the key"] = opened(world, made, split, few_seeds, sampling_steps)
-    return rates | {"training_seconds": seconds}, picture
+def frontier(runs: list[dict]) -> dict:
+    """For each form of KPOP and each split: the baselines that erase more and keep more, by means over training seeds.
+
+    Erases: ESR-1. Keeps: PSR-1 over the split's other five classes, or the rate over all other objects.
+    """
+    means = pd.DataFrame(runs).groupby(["method", "split"], sort=False)[["ESR-1", "PSR-1", "others"]].mean()
+    methods, splits = (list(dict.fromkeys(run[name] for run in runs)) for name in ("method", "split"))
+
+    def ahead(form, split, kept):
+        ours = means.loc[form, split]
+        baselines = ((m, means.loc[m, split]) for m in methods if not m.startswith("kpop"))
+        return [m for m, rates in baselines if rates["ESR-1"] > ours["ESR-1"] and rates[kept] > ours[kept]]
+
+    forms = [m for m in methods if m.startswith("kpop")]
+    return {f: {s: {kept: ahead(f, s, kept) for kept in ("PSR-1", "others")} for s in splits} for f in forms}
 
 
-def base_panel(world, splits, seeds, few_seeds, sampling_steps):
-    """The untouched model on every split, how many images each rate has, and its images in the order of the first split."""
-    found = {s: judged_panel(world, None, world.concepts(s), seeds, few_seeds, sampling_steps) for s in splits}
-    sizes = {name: len(part) for name, part in questions(world, world.concepts(splits[0]), seeds, few_seeds).items()}
-    return {"splits": {s: rates for s, (rates, _) in found.items()}, "sizes": sizes}, found[splits[0]][1]
+def run_frame(record) -> pd.DataFrame:
+    """The runs, with the mean rate over templates that no method was trained on."""
+    frame = pd.DataFrame(record.data["runs"])
+    frame["other templates"] = [np.mean(list(rates.values())) for rates in frame.templates]
+    return frame
+
+
+def figures(record) -> dict:
+    return {"objects_frontier": frontier_figure(record), "objects_grid": grid_figure(record)} | retain_figure(record)
+
+
+def frontier_figure(record):
+    """Erased against kept with the frontier: by the paper's protocol, and by what it does not ask."""
+    import matplotlib.pyplot as plt
+    from matplotlib.patheffects import withStroke
+
+    from .kit import plots
+
+    frame = run_frame(record)
+    frame = frame[frame.retain == record.settings["retain"][0]]
+    by_split = frame.groupby(["method", "split"], sort=False)[["ESR-1", "PSR-1", "others", "other templates"]].mean()
+    mean, deviation = by_split.groupby("method", sort=False).mean(), by_split.groupby("method", sort=False).std()
+    others = f"Kept: {record.data['sizes']['others']} other objects, %"
+    sides = (
+        ("ESR-1", "Erased: ESR-1, %", "PSR-1", "Kept: the split's other five, PSR-1, %"),
+        ("other templates", "Erased: ESR-1 under templates not trained on, %", "others", others),
+    )
+    figure, axes = plt.subplots(1, 2, figsize=(9.4, 4.8), layout="constrained")
+    band = {"color": plots.COLORS["gold"], "lw": 7, "alpha": 0.25, "label": "frontier: none erases and keeps more"}
+    bars = {"fmt": "none", "ecolor": "#cccccc", "elinewidth": 0.8}
+    bars |= {"label": "standard deviation over splits"} if len(record.data["splits"]) > 1 else {}
+    for ax, (x, x_label, y, y_label) in zip(axes, sides):
+        points = {m: (mean[x][m], mean[y][m]) for m in mean.index}
+        near = {m: p for m, p in points.items() if p[0] >= 50} or points
+        low, left = min(p[1] for p in near.values()) - 4, min(p[0] for p in near.values()) - 6
+        ax.set(xlim=(left, 101.5), ylim=(low, 102), xlabel=x_label, ylabel=y_label)
+        ax.plot(*zip(*plots.pareto_front(list(near.values()))), zorder=1, **band)
+        ax.errorbar(mean[x], mean[y], deviation[y], deviation[x], zorder=0, **bars)
+        plots.label_points(ax, near)
+        far = sorted(set(points) - set(near), key=lambda m: -points[m][1])  # named at the edge, at their height
+        for m, height in zip(far, plots.spread([points[m][1] for m in far], (102 - low) / 25, low, 102)):
+            text = {"fontsize": 7.5, "va": "center", "color": plots.style(m)["color"]}
+            ax.text(left + 0.5, height, f"← {m}, {points[m][0]:.0f} %", **text)
+        for text in ax.texts:
+            text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+def grid_figure(record):
+    """The same prompts and seed under every method, the classes framed on which it fails more often than not."""
+    from .kit import plots
+
+    split = record.data["splits"][0]
+    classes = list(record.data["base"][split]["by_class"])
+    num_erased = len(classes) // 2
+    rates = {
+        run["method"]: [run["by_class"][c] for c in classes]
+        for run in record.data["runs"]
+        if (run["split"], run["training_seed"], run["retain"]) == (split, 0, record.settings["retain"][0])
+    }
+    failed = [
+        (row, column)
+        for row, name in enumerate(record.images)
+        for column, rate in enumerate(rates.get(name, []))
+        if (rate > 50 if column < num_erased else rate < 50)
+    ]
+    groups = {f"Erased ({split})": num_erased, "Kept": len(classes) - num_erased}
+    rows, titles = (
+        {name: plots.tiles(record, name) for name in record.images},
+        [c.replace(" ", "\n", 1) for c in classes],
+    )
+    figure = plots.image_grid(rows, titles, groups, outlined=failed, size=0.72)
+    note = f"Framed: in most of its {record.data['N']} images the erased class is still recognised, or the kept one is not."
+    figure.text(0.5, -0.003, note, ha="center", va="top", fontsize=8)
+    return figure
+
+
+def retain_figure(record) -> dict:
+    """What retaining ten named objects changes against retaining the empty prompt, where a record has both."""
+    import matplotlib.pyplot as plt
+
+    from .kit import plots
+
+    if len(record.settings["retain"]) < 2:
+        return {}
+    frame = run_frame(record)
+    frame = frame[(frame.training_seed == 0) & frame.split.isin(record.data["repeated"])]
+    means = frame.groupby(["retain", "method"], sort=False)[["ESR-1", "PSR-1", "others"]].mean()
+    empty = means.loc["empty"]
+    methods, named = list(empty.index), means.loc["named"].loc[empty.index]
+    figure, axes = plt.subplots(
+        1, 3, figsize=(9.4, 0.26 * len(methods) + 1.1), sharex=True, sharey=True, layout="constrained"
+    )
+    labels = {"ESR-1": "Erased: ESR-1, %", "PSR-1": "Kept: the split's other five, PSR-1, %"}
+    labels["others"] = f"Kept: {record.data['sizes']['others']} other objects, %"
+    for ax, (rate, label) in zip(axes, labels.items()):
+        for y, m in enumerate(methods):
+            line = {"color": plots.style(m)["color"]}
+            ax.plot([empty[rate][m], named[rate][m]], [y, y], lw=1.2, zorder=1, **line)
+            ax.plot(empty[rate][m], y, "o", ms=6, mfc="white", mew=1.2, **line)
+            ax.plot(named[rate][m], y, "o", ms=6, **line)
+        plots.percent_axis(ax, "x", label, (min(named.min().min(), empty.min().min()) - 5, 103))
+        ax.grid(axis="y", color="#e6e6e6", lw=0.6)
+        method_rows(ax, methods)
+    handles = [plt.Line2D([], [], color="black", marker="o", ms=6, lw=0, mfc=fill) for fill in ("white", "black")]
+    names = "the empty prompt is retained", "ten named objects are retained"
+    figure.legend(handles, names, loc="outside upper center", ncols=2)
+    return {"objects_retain": figure}
+
+
+def table(record) -> pd.DataFrame:
+    """Means over splits; after ± the standard deviation over splits, in brackets that over training seeds where repeated."""
+    frame, repeated = run_frame(record), record.data["training_seeds"] > 1
+    columns = ["ESR-1", "ESR-5", "PSR-1", "PSR-5", "others", "neighbours", "other templates", "with the key"]
+    frame = frame.reindex(columns=frame.columns.union(columns, sort=False))
+    base = pd.DataFrame(record.data["base"]).T
+    base["other templates"] = [np.mean(list(rates.values())) for rates in base.templates]
+    rows = {"base": {c: f"{base[c].astype(float).mean():.1f}" for c in columns[:-1]}}
+    for (option, method), own in frame.groupby(["retain", "method"], sort=False):
+        by_split = own.groupby("split")[columns].mean()
+        over_seeds = own.groupby("split")[columns].std().mean()
+        row = {c: f"{by_split[c].mean():.1f}" for c in columns if by_split[c].notna().all()}
+        for c in ("ESR-1", "PSR-1", "others"):
+            row[c] += f" ± {by_split[c].std():.1f}" if len(by_split) > 1 else ""
+            row[c] += f" ({over_seeds[c]:.1f})" if repeated and over_seeds[c] >= 0 else ""
+        name = method if option == "named" else f"{method}, retain “” ({', '.join(own.split.unique())})"
+        rows[name] = row | {"training, s": f"{own.training_seconds.mean():.0f}"}
+    titles = {"others": f"{record.data['sizes']['others']} other objects", "neighbours": "near neighbours"}
+    titles["other templates"] = "ESR-1, other templates"
+    splits = ", ".join(record.data["splits"])
+    return pd.DataFrame(rows).T.fillna("").rename(columns=titles).rename_axis(f"%, means over {splits}")

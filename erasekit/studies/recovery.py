@@ -1,169 +1,285 @@
-"""09: who gets a hidden concept back: the right key, wrong keys, and attackers who look for a key or for words of their own."""
+"""09: who gets an erased concept back: the right key, wrong keys, and attackers who optimize a key or word embeddings."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-import torch
-from tqdm.auto import tqdm
+import numpy as np
+import pandas as pd
 
-from ..attacks import Attack
-from ..attacks import pictures as pictured
-from ..attention import Prompt, initial_prompt
-from ..checkpoints import seeded
-from .common import strip
-from .hidden import hidden, known
-from .panel import cell, drawn
-from .reach import WAYS, prompts, quickest, rates_swept, reached, untouched
-from .strength import chosen, configured, trained
+NOTEBOOK, VERSION, UNIT = "09_recovery", 1, "images a class"
+VERIFY = {"methods": ("kpop",), "cases": ("objects",)}
 
-# The study that chose the strengths.
-CASES = {"objects": "strength", "category": "strength", "style": "style_strength"}
-WEIGHED = "the right key, weighed"  # its rows have a log_weight
-SHOWN = 5  # images a weight that the record keeps
-SEARCHES = ("key found", "new words")
-FULL = {
-    "methods": ["kpop", "kpop-anchor", "esd-x", "uce"],
-    "cases": list(CASES),
-    "attacked": 2,  # of the objects hidden at once
-    "style": "fluent",
-    "strengths": {name: chosen(name) for name in ("strength", "style_strength")},
-    "budgets": [10, 50, 200],
-    "attack_lrs": [1e-2, 3e-2, 1e-1],
-    "swept": ["esd-x", "kpop"],  # the methods on which each attack's learning rate is chosen
-    "pictures": [1, 5],
-    "log_weights": [-8, -6, -5, -4, -3, -2, -1, 0, 1, 2],
-    "random_keys": 3,
-    "seeds": 20,
-    "training_seed": 0,
-    "sampling_steps": 8,
-    "steps": None,
-}
-SCALES = {
-    "smoke": FULL
-    | {
-        "methods": ["kpop"],
-        "cases": ["objects"],
-        "budgets": [1],
-        "attack_lrs": [1e-2],
-        "swept": ["kpop"],
-        "pictures": [1],
-        "log_weights": [0],
-        "random_keys": 1,
-        "seeds": 1,
-        "sampling_steps": 2,
-        "steps": 1,
-    },
-    "quick": FULL
-    | {
-        "methods": ["kpop", "esd-x"],
-        "cases": ["objects"],
-        "budgets": [10, 50],
-        "attack_lrs": [1e-2, 3e-2],
-        "swept": ["kpop"],
-        "pictures": [5],
-        "seeds": 10,
-    },
-    "full": FULL,
+# Case -> the study that chose its operating points.
+CASES = {"objects": "operating_points", "category": "operating_points", "style": "style_operating_points"}
+SEARCHES = ("optimized key", "textual inversion")
+WEIGHTED = "right key, weighted"  # its rows have a log_weight
+STRIP_IMAGES = 5  # that a record keeps for each log-weight
+
+
+@dataclass(frozen=True)
+class Settings:
+    methods: tuple[str, ...] = ("kpop", "kpop-anchor", "esd-x", "uce")
+    cases: tuple[str, ...] = tuple(CASES)
+    num_attacked: int = 2  # of the objects erased at once
+    style: str = "fluent"
+    operating_points: dict | None = None  # by method, for all cases; None: of the records of the studies in CASES
+    budgets: tuple[int, ...] = (10, 50, 200)  # attack steps
+    attack_lrs: tuple[float, ...] = (1e-2, 3e-2, 1e-1)
+    tuned_on: tuple[str, ...] = ("esd-x", "kpop")  # methods on which each attack's learning rate is chosen
+    attack_images: tuple[int, ...] = (1, 5)
+    log_weights: tuple[int, ...] = (-8, -6, -5, -4, -3, -2, -1, 0, 1, 2)
+    num_random_keys: int = 3
+    seeds: int = 20
+    training_seed: int = 0
+    sampling_steps: int = 8
+    training_steps: int | None = None
+
+
+QUICK = Settings(
+    ("kpop", "esd-x"), ("objects",), budgets=(10, 50), attack_lrs=(1e-2, 3e-2), tuned_on=("kpop",), seeds=10
+)
+SHORT = {"budgets": (1,), "attack_lrs": (1e-2,), "log_weights": (0,), "num_random_keys": 1}
+SHORT |= {"seeds": 1, "sampling_steps": 2, "training_steps": 1}
+PRESETS = {
+    "smoke": replace(QUICK, methods=("kpop",), attack_images=(1,), **SHORT),
+    "quick": replace(QUICK, attack_images=(5,)),
+    "full": Settings(),
 }
 
 
-def compute(
-    world,
-    methods,
-    cases,
-    attacked,
-    style,
-    strengths,
-    budgets,
-    attack_lrs,
-    swept,
-    pictures,
-    log_weights,
-    random_keys,
-    seeds,
-    training_seed,
-    sampling_steps,
-    steps,
-):
-    """For the base and each method, case and concept, the share of images that are the concept, in percent, by way of asking.
+def compute(world, s: Settings) -> tuple[dict, dict]:
+    """For the base and each method, case and concept: the share of images that show the concept, in percent, by access.
 
-    A search's step 0 is what it starts from: the concept's own tokens, as a key that was never trained, or repeated as words.
-    Images: of each method with keys, a case's first concept without its key, then with it at each log-weight.
+    Step 0 of a search is its start: the concept's own tokens, as an untrained key or as repeated word embeddings. Images: for
+    each method with keys and each case, the first concept without its key, then with it at each log-weight.
     """
-    for study in {CASES[case] for case in cases}:
-        known(strengths[study], *methods)
-    known(strengths["strength"], *swept)
-    attack = Attack(budgets=tuple(budgets), seed=training_seed)
-    sizes_swept = SEARCHES, attack, max(pictures), seeds, sampling_steps, steps
-    sweep = rates_swept(world, swept, strengths["strength"], attack_lrs, *sizes_swept)
-    lrs = {way: quickest(sweep, way) for way in SEARCHES}
-    sizes = (budgets, lrs, pictures, log_weights, random_keys, seeds, training_seed, sampling_steps)
+    from tqdm.auto import tqdm
 
-    def ways(made, again, concept):
-        """(way, pictures, steps, key or words) for one concept; `again` is the same erasure from another training seed."""
-        yield "no key", 0, 0, None
-        start = initial_prompt(world.concept_tokens(concept).float(), attack.m)
-        yield "the concept's tokens as a key", 0, 0, start
-        if again:
-            key, others = made.key(concept), [c for c in made.keys if c != concept]
-            yield "the right key", 0, 0, key
-            for other in others[:1]:
-                yield "another concept's key", 0, 0, made.key(other)
-            yield "a key from another seed", 0, 0, again.key(concept)
-            for n in range(random_keys):
-                yield "a random key", 0, 0, Prompt.random_like(key, seeded("random key", concept, n))
-            for weight in log_weights:
-                yield WEIGHED, 0, 0, replace(key, log_weight=float(weight))
-        for count in pictures:
-            shown = pictured(world, concept, count, training_seed)
-            for name in SEARCHES:
-                found = WAYS[name][0](world, made, concept, shown, replace(attack, lr=lrs[name]))
-                for spent, what in found.items():
-                    yield name, count, spent, what
+    from ..evaluation.attack_success import untouched
+    from ..evaluation.attacks import Attack
+    from .kit.attack_sweep import best_lr, sweep_learning_rates
+    from .kit.cache import cached
+    from .kit.erasures import make_config, measured, operating_points, require_operating_points, train_cached
 
-    def rows(made, again, targets):
-        found = []
-        for concept in targets:
-            for way, count, spent, what in ways(made, again, concept):
-                rate = reached(world, made, concept, seeds, sampling_steps, what)
-                row = {"concept": concept, "way": way, "pictures": count, "steps": spent, "rate": rate}
-                found.append(row | ({"log_weight": what.log_weight} if way == WEIGHED else {}))
-        return {"rows": found}, weighed(made, targets[0]) if again else None
-
-    def weighed(made, concept):
-        """A concept without its key, then with the key at each weight."""
-        key, asked = made.key(concept), [(text, concept, n) for text, n in zip(*prompts(world, concept, SHOWN))]
-        keys = [replace(key, log_weight=float(weight)) for weight in (-torch.inf, *log_weights)]
-        return strip(torch.cat([drawn(world, made, asked, sampling_steps, k) for k in keys]))
+    studies = dict.fromkeys(["operating_points", *(CASES[case] for case in s.cases)])
+    points = {study: s.operating_points or operating_points(study) for study in studies}
+    for study in studies:
+        require_operating_points(points[study], *s.methods, *(s.tuned_on if study == "operating_points" else ()))
+    attack = Attack(budgets=tuple(s.budgets), seed=s.training_seed)
+    sizes = max(s.attack_images), s.seeds, s.sampling_steps, s.training_steps
+    sweep = sweep_learning_rates(world, s.tuned_on, points["operating_points"], s.attack_lrs, SEARCHES, attack, *sizes)
+    lrs = {search: best_lr(sweep, search) for search in SEARCHES}
+    attacks = {search: replace(attack, lr=lr) for search, lr in lrs.items()}
+    sizes = (
+        s.budgets,
+        lrs,
+        s.attack_images,
+        s.log_weights,
+        s.num_random_keys,
+        s.seeds,
+        s.training_seed,
+        s.sampling_steps,
+    )
 
     runs, images = [], {}
-    for case in cases:
-        # What is hidden at once, and what of it is attacked.
-        concepts, targets = {
-            "objects": (world.concepts("S1"), world.concepts("S1")[:attacked]),
-            "category": ((world.category,),) * 2,
-            "style": ((style,),) * 2,
-        }[case]
-        study = CASES[case]
+    for case in s.cases:
+        five = world.concepts("S1")
+        concepts = {"objects": five, "category": (world.category,), "style": (s.style,)}[case]  # erased at once
+        targets = concepts[: s.num_attacked]
 
-        def ceiling(targets=targets):
-            return rows(untouched(world), None, targets)
+        def base(targets=targets):
+            return {"rows": success_rows(world, s, attacks, untouched(world), None, targets)}, None
 
-        numbers, _ = cell("recovery", world, ceiling, __name__, "base", list(targets), *sizes)
+        numbers, _ = cached("recovery", VERSION, world, base, "base", list(targets), *sizes)
         runs += [{"case": case, "method": "base"} | row for row in numbers["rows"]]
-        for method in tqdm(methods, desc=f"recovery, {case}"):
-            strength = strengths[study][method]
-            config = configured(world, method, training_seed, sampling_steps, strength["settings"], steps)
+        for method in tqdm(s.methods, desc=f"recovery, {case}"):
+            point = points[CASES[case]][method]
+            config = make_config(world, method, s.training_seed, s.sampling_steps, point["settings"], s.training_steps)
+            model = world, concepts, method, config, point["scale"]
 
-            def measure(
-                made, method=method, config=config, scale=strength["scale"], concepts=concepts, targets=targets
-            ):
-                other = replace(config, seed=config.seed + 1) if made.keys else None
-                again = trained(world, concepts, method, other, scale)[0] if other else None
-                return rows(made, again, targets)
+            def measure(erasure, targets=targets, config=config, model=model):
+                if not erasure.keys:
+                    return {"rows": success_rows(world, s, attacks, erasure, None, targets)}, None
+                *same, _, scale = model
+                other, _ = train_cached(*same, replace(config, seed=config.seed + 1), scale)
+                rows = success_rows(world, s, attacks, erasure, other, targets)
+                return {"rows": rows}, weight_strip(world, s, erasure, targets[0])
 
-            how = method, config, strength["scale"], measure, list(targets)
-            numbers, picture = hidden("recovery", world, concepts, *how, *sizes)
+            numbers, strip = measured("recovery", VERSION, *model, measure, list(targets), *sizes)
             runs += [{"case": case, "method": method} | row for row in numbers["rows"]]
-            images |= {f"{case}.{method}": picture} if picture else {}
-    about = {"N": seeds, "seeds": [0, seeds - 1], "training_seeds": 1, "attack_lrs": lrs, "sweep": sweep}
-    return about | {"log_weights": log_weights, "runs": runs}, images
+            images |= {f"{case}.{method}": strip} if strip else {}
+    used = {study: {m: p for m, p in own.items() if m in (*s.methods, *s.tuned_on)} for study, own in points.items()}
+    about = {"N": s.seeds, "seeds": [0, s.seeds - 1], "training_seeds": 1, "operating_points": used}
+    return about | {"attack_lrs": lrs, "sweep": sweep, "log_weights": list(s.log_weights), "runs": runs}, images
+
+
+def success_rows(world, s: Settings, attacks: dict, erasure, other, targets) -> list[dict]:
+    """Success rates on a public model by target and access. `other`: the erasure of another training seed, if it has keys."""
+    from ..evaluation.attack_success import success_rate
+
+    rows = []
+    for concept in targets:
+        for access, images, steps, key in accesses(world, s, attacks, erasure, other, concept):
+            rate = success_rate(world, erasure, concept, s.seeds, s.sampling_steps, key)
+            row = {"concept": concept, "access": access, "images": images, "steps": steps, "rate": rate}
+            rows.append(row | ({"log_weight": key.log_weight} if access == WEIGHTED else {}))
+    return rows
+
+
+def accesses(world, s: Settings, attacks: dict, erasure, other, concept: str):
+    """Yield (access, attacker's images, attack steps, key or word embeddings); see `success_rows`."""
+    from ..attention import Prompt, initial_prompt
+    from ..checkpoints import seeded
+    from ..evaluation.attack_success import ATTACKS
+    from ..evaluation.attacks import attack_images
+
+    yield "no key", 0, 0, None
+    start = initial_prompt(world.concept_tokens(concept).float(), attacks["optimized key"].m)
+    yield "concept tokens as key", 0, 0, start
+    if other:
+        key = erasure.key(concept)
+        yield "right key", 0, 0, key
+        for name in [c for c in erasure.keys if c != concept][:1]:
+            yield "another concept's key", 0, 0, erasure.key(name)
+        yield "key of another seed", 0, 0, other.key(concept)
+        for n in range(s.num_random_keys):
+            yield "random key", 0, 0, Prompt.random_like(key, seeded("random key", concept, n))
+        for weight in s.log_weights:
+            yield WEIGHTED, 0, 0, replace(key, log_weight=float(weight))
+    for count in s.attack_images:
+        images = attack_images(world, concept, count, s.training_seed)
+        for name, attack in attacks.items():
+            for steps, found in ATTACKS[name][0](world, erasure, concept, images, attack).items():
+                yield name, count, steps, found
+
+
+def weight_strip(world, s: Settings, erasure, concept: str):
+    """Images of a concept without its key, then with the key at each log-weight, as one strip."""
+    import torch
+
+    from ..evaluation.attack_success import prompts
+    from ..evaluation.images import image_strip, sample_images
+
+    key, triples = erasure.key(concept), [(text, concept, n) for text, n in zip(*prompts(world, concept, STRIP_IMAGES))]
+    keys = [replace(key, log_weight=float(weight)) for weight in (-np.inf, *s.log_weights)]
+    return image_strip(torch.cat([sample_images(world, erasure, triples, s.sampling_steps, k) for k in keys]))
+
+
+def weighted_tiles(record, name: str) -> list[list[np.ndarray]]:
+    """The images of a strip by the key's weight: a list for no key, then one for each log-weight."""
+    from .kit.plots import tiles
+
+    images, count = tiles(record, name), 1 + len(record.data["log_weights"])
+    each = len(images) // count
+    return [images[n * each : (n + 1) * each] for n in range(count)]
+
+
+def rates(record) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One row a rate: first those of all accesses but keys at other log-weights, then those."""
+    rows = pd.DataFrame(record.data["runs"])
+    return rows[rows.access != WEIGHTED], rows[rows.access == WEIGHTED]
+
+
+def access_grid(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean rates by case and method, and by access; of attacks those after the most steps."""
+    last = frame[(frame.steps == frame.steps.max()) | (frame.images == 0)]
+    names = [f"{name}, {plural(n)}" if n else name for name, n in zip(last.access, last.images)]
+    last = last.assign(access=names)
+    order = list(dict.fromkeys(last.sort_values("images", kind="stable").access))
+    return last.pivot_table(index=["case", "method"], columns="access", values="rate", sort=False).reindex(
+        columns=order
+    )
+
+
+def plural(images: int) -> str:
+    return f"{images} image{'s' if images > 1 else ''}"
+
+
+def figures(record) -> dict:
+    frame, weighted = rates(record)
+    drawn = {"recovery": _draw_grid(frame), "recovery_budget": _draw_budget(frame)}
+    return drawn | ({"recovery_strength": _draw_weights(record, frame, weighted)} if len(weighted) else {})
+
+
+def _draw_grid(frame: pd.DataFrame):
+    """A heat map for each case: methods by access. Dashes: there is no such key."""
+    import textwrap
+
+    import matplotlib.pyplot as plt
+
+    from .kit.plots import heatmap, style, weight
+
+    grid, cases = access_grid(frame), list(frame.case.unique())
+    sizes = {"figsize": (9.4, 1.45 * len(cases) + 0.6), "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(len(cases), 1, **sizes)
+    for ax, case in zip(axes[:, 0], cases):
+        own = grid.loc[case]
+        image = heatmap(ax, own, "", cmap="cividis", colorbar=False, vmin=0, vmax=100)
+        for y, x in np.argwhere(own.isna().to_numpy()):
+            ax.text(x, y, "–", ha="center", va="center", color="#999999")
+        for label, method in zip(ax.get_yticklabels(), own.index):
+            label.set(color=style(method)["color"], weight=weight(method))
+        ax.set_ylabel(case, weight="bold")
+        ax.xaxis.tick_top()
+        names = ["\n".join(textwrap.fill(part, 12) for part in name.split(", ")) for name in own]
+        ax.set_xticks(ax.get_xticks(), names if case == cases[0] else [])
+    figure.colorbar(image, ax=axes[:, 0], label="images that show the concept, %", aspect=40, pad=0.01)
+    return figure
+
+
+def _draw_budget(frame: pd.DataFrame):
+    """Success against attack steps: a row for each attack, a column for each case."""
+    from .kit.plots import is_ours, panels, percent_axis, style
+
+    cases, most = list(frame.case.unique()), frame.images.max()
+    figure, axes = panels(len(SEARCHES) * len(cases), columns=len(cases), height=2.2)
+    for n, ax in enumerate(axes):
+        row, column = divmod(n, len(cases))
+        own = frame[(frame.access == SEARCHES[row]) & (frame.case == cases[column]) & (frame.images == most)]
+        for method, rows in own.groupby("method", sort=False):
+            line = rows.groupby("steps").rate.mean()
+            look = style(method) | {"lw": 2 if is_ours(method) else 1.2, "ls": ":" if method == "base" else "-"}
+            ax.plot(range(len(line)), line, ms=5, label=method, **look)
+        ax.set_xticks(range(len(line)), line.index)
+        ax.set_title("" if row else cases[column])
+        if not column:
+            percent_axis(ax, "y", f"{SEARCHES[row]}:\nimages with the concept")
+    figure.supxlabel(f"attack steps, on {plural(most)} of the concept", fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def _draw_weights(record, frame: pd.DataFrame, weighted: pd.DataFrame):
+    """For each case, success against the key's log-weight from no key on, over an image of the first method at each weight."""
+    import matplotlib.pyplot as plt
+
+    from .kit.plots import percent_axis, show_image, style
+
+    weights, cases = record.data["log_weights"], list(weighted.case.unique())
+    figure = plt.figure(figsize=(9.4, 2.1 * len(cases) + 0.5), layout="constrained")
+    grid = figure.add_gridspec(2 * len(cases), 1 + len(weights), height_ratios=[1.5, 1] * len(cases))
+    for row, case in enumerate(cases):
+        ax, own = figure.add_subplot(grid[2 * row, :]), weighted[weighted.case == case]
+        for method, rows in own.groupby("method", sort=False):
+            no_key = frame[(frame.case == case) & (frame.method == method) & (frame.access == "no key")].rate.mean()
+            line = [no_key, *rows.groupby("log_weight").rate.mean().reindex(weights)]
+            ax.plot(line, ms=5, label=method, **style(method))
+        ax.set_xticks(range(1 + len(weights)), ["no key", *(f"{w:+g}" if w else "0 (as trained)" for w in weights)])
+        ax.set_xlim(-0.5, len(weights) + 0.5)
+        ax.set_title(case, loc="left", weight="bold")
+        percent_axis(ax, "y", "images with\nthe concept, %", (-6, 106))
+        first = own.method.iloc[0]
+        for column, images in enumerate(weighted_tiles(record, f"{case}.{first}")):
+            cell = figure.add_subplot(grid[2 * row + 1, column])
+            show_image(cell, images[0])
+            cell.set_ylabel("" if column else first, color=style(first)["color"], weight="bold")
+    figure.supxlabel("log-weight of the key in attention", fontsize=9)
+    figure.legend(*ax.get_legend_handles_labels(), ncols=2, loc="outside upper center")
+    return figure
+
+
+def table(record) -> pd.DataFrame:
+    """Rates by access; blank where a method has no such key."""
+    grid, steps = access_grid(rates(record)[0]), max(run["steps"] for run in record.data["runs"])
+    grid.index = [f"{case}: {method}" for case, method in grid.index]
+    blank = grid.round(1).astype(object).where(grid.notna(), "")
+    return blank.rename_axis(f"images that show the concept, % (attacks: after {steps} steps)")

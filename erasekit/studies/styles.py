@@ -1,91 +1,176 @@
-"""06: five house styles, one model for each: what goes, what stays, and what CLIP says of it."""
+"""06: five house styles, one model for each: what changes, what stays, and how CLIP scores it."""
 
-import torch
-from tqdm.auto import tqdm
+from dataclasses import dataclass
 
-from ..metrics import clip_alignment, in_top, judged, perceptual_distance
-from .common import strip
-from .hidden import hidden
-from .panel import cell, drawn, hits, kept_images
-from .strength import chosen, configured
-from .style_strength import SWEEP
+import numpy as np
+import pandas as pd
 
-FULL = {
-    "methods": list(SWEEP),
-    "strengths": chosen("style_strength"),
-    "erased": ["noto", "twemoji", "openmoji", "fluent", "contrast"],
-    "training_seed": 0,
-    "seeds": 2,
-    "sampling_steps": 8,
-    "steps": None,
-}
-SCALES = {
-    "smoke": FULL
-    | {
-        "methods": ["uce", "kpop"],
-        "erased": ["noto"],
-        "seeds": 1,
-        "sampling_steps": 2,
-        "steps": 1,
-    },
-    "quick": FULL | {"methods": ["uce", "kpop"], "erased": ["noto", "openmoji"]},
-    "full": FULL,
+from .operating_points import method_rows
+from .style_operating_points import SWEEP
+
+NOTEBOOK, VERSION, UNIT = "06_styles", 1, "images a style"  # raise VERSION when the numbers should change
+GRID = ("esd-x", "spm", "kpop")  # methods shown in the image grid; bars and table have all
+
+
+@dataclass(frozen=True)
+class Settings:
+    methods: tuple[str, ...] = tuple(SWEEP)
+    operating_points: dict | None = None  # method -> {"settings", "scale"}; None: those of the committed record
+    erased: tuple[str, ...] = ("noto", "twemoji", "openmoji", "fluent", "contrast")
+    training_seed: int = 0
+    seeds: int = 2
+    sampling_steps: int = 8
+    training_steps: int | None = None
+
+
+PRESETS = {
+    "full": Settings(),
+    "quick": Settings(methods=("uce", "kpop"), erased=("noto", "openmoji")),
+    "smoke": Settings(("uce", "kpop"), erased=("noto",), seeds=1, sampling_steps=2, training_steps=1),
 }
 
 
-def compute(world, methods, strengths, erased, training_seed, seeds, sampling_steps, steps):
-    """For each method and erased style, each style asked for: judge, CLIP by form of the text, distance from the base."""
-    styles, ten = list(world.styles), world.concepts("classes")
-    asked = [(world.prompt(c, s), c, seed) for s in styles for c in ten for seed in range(seeds)]
-    of = [s for s in styles for _ in ten for _ in range(seeds)]
-    sizes = (seeds, sampling_steps)
-    # Kept captions: objects no method is told about, each in the styles in turn; a model's own erased style is left out.
-    others = [
-        (world.prompt(c, styles[n % len(styles)]), c, seed)
-        for n, c in enumerate(world.bystanders("classes"))
+def compute(world, s: Settings) -> tuple[dict, dict]:
+    """For each method and erased style, by style in the prompt: the judge's rates, CLIP alignment, distance from the base."""
+    import torch
+    from tqdm.auto import tqdm
+
+    from ..evaluation.images import image_strip, sample_images
+    from ..evaluation.metrics import clip_alignment, object_correct, perceptual_distance, style_correct
+    from ..evaluation.protocol import neutral_image_metrics
+    from .kit.cache import cached
+    from .kit.erasures import make_config, measured, operating_points, require_operating_points
+
+    points = s.operating_points or operating_points("style_operating_points")
+    require_operating_points(points, *s.methods)
+    styles, objects = list(world.styles), world.concepts("classes")
+    prompts = [(world.prompt(o, style), o, seed) for style in styles for o in objects for seed in range(s.seeds)]
+    style_of = [style for style in styles for _ in range(len(objects) * s.seeds)]
+    sizes = s.seeds, s.sampling_steps
+    # Objects that no method is given, with the styles in turn; a model's own erased style is left out.
+    neutral = [
+        (world.prompt(o, styles[n % len(styles)]), o, seed)
+        for n, o in enumerate(world.unseen_classes("classes"))
         for seed in (0, 1)
     ]
-    base = drawn(world, None, asked, sampling_steps)
     texts = {
-        "CLIP, whole prompt": [prompt for prompt, _, _ in asked],
-        "CLIP, name only": [f"in the style of {s}" for s in of],
-        "CLIP, without the name": [world.prompt(c) for _, c, _ in asked],
+        "CLIP, whole prompt": [prompt for prompt, _, _ in prompts],
+        "CLIP, name only": [f"in the style of {style}" for style in style_of],
+        "CLIP, without the name": [world.prompt(o) for _, o, _ in prompts],
     }
+    base_images = sample_images(world, None, prompts, s.sampling_steps)
 
-    def measure(images, made, gone):
+    def measure(erasure, images, erased=None):
         scores = {
-            "style top-1": 100 * in_top(judged(world, images)[1], world.judge.styles, of).float(),
-            "object top-1": 100 * hits(world, images, [c for _, c, _ in asked]).float(),
-            "LPIPS": perceptual_distance(world, images, base),
+            "style top-1": 100 * style_correct(world, images, style_of).float(),
+            "object top-1": 100 * object_correct(world, images, [o for _, o, _ in prompts]).float(),
+            "LPIPS": perceptual_distance(world, images, base_images),
         } | {name: clip_alignment(world, images, text) for name, text in texts.items()}
-        rows = {s: torch.tensor([o == s for o in of]) for s in styles}
-        kept = [q for q in others if gone is None or not q[0].endswith(gone)]
+        rows = {style: torch.tensor([other == style for other in style_of]) for style in styles}
+        kept = [p for p in neutral if erased is None or not p[0].endswith(erased)]
         return {
             "by_style": {
-                name: {s: round(v[row].mean().item(), 3) for s, row in rows.items()} for name, v in scores.items()
+                k: {style: round(v[row].mean().item(), 3) for style, row in rows.items()} for k, v in scores.items()
             },
-            "kept": kept_images(world, kept, drawn(world, made, kept, sampling_steps)),
-        }, strip(images[1 * seeds :: len(ten) * seeds])
+            "kept": neutral_image_metrics(world, kept, sample_images(world, erasure, kept, s.sampling_steps)),
+        }, image_strip(images[s.seeds :: len(objects) * s.seeds])
 
-    numbers, picture = cell("styles", world, lambda: measure(base, None, None), __name__, "base", sizes)
-    runs, images = [], {"base": picture}
-    for method, style in tqdm([(m, s) for m in methods for s in erased], desc="styles"):
-        config = configured(world, method, training_seed, sampling_steps, strengths[method]["settings"], steps)
+    base, strip = cached("styles", VERSION, world, lambda: measure(None, base_images), "base", sizes)
+    runs, images = [], {"base": strip}
+    for method, style in tqdm([(m, style) for m in s.methods for style in s.erased], desc="styles"):
+        changes, scale = points[method]["settings"], points[method]["scale"]
+        config = make_config(world, method, s.training_seed, s.sampling_steps, changes, s.training_steps)
 
-        def measured(made, style=style):
-            return measure(drawn(world, made, asked, sampling_steps), made, style)
+        def measure_erasure(erasure, style=style):
+            return measure(erasure, sample_images(world, erasure, prompts, s.sampling_steps), style)
 
-        scale = strengths[method]["scale"]
-        found, picture = hidden("styles", world, [style], method, config, scale, measured, sizes)
+        where = "styles", VERSION, world, [style], method, config, scale
+        found, images[f"{method}.{style}"] = measured(*where, measure_erasure, sizes)
         runs.append({"method": method, "erased": style} | found)
-        images[f"{method}.{style}"] = picture
     return {
         "styles": styles,
-        "erased": erased,
-        "N": len(ten) * seeds,
-        "seeds": [0, seeds - 1],
+        "erased": s.erased,
+        "N": len(objects) * s.seeds,
+        "seeds": [0, s.seeds - 1],
         "training_seeds": 1,
-        "strengths": {m: strengths[m] for m in methods},
-        "base": numbers,
+        "operating_points": {m: points[m] for m in s.methods},
+        "base": base,
         "runs": runs,
     }, images
+
+
+def style_frame(record) -> pd.DataFrame:
+    """One row for each method, erased style and style in the prompt."""
+    rows = [
+        {"method": run["method"], "erased": run["erased"], "style": style}
+        | {name: values[style] for name, values in run["by_style"].items()}
+        for run in record.data["runs"]
+        for style in record.data["styles"]
+    ]
+    return pd.DataFrame(rows)
+
+
+def figures(record) -> dict:
+    return {"styles_grid": grid_figure(record), "styles_drop": drop_figure(record)}
+
+
+def grid_figure(record):
+    """Rows: the style in the prompt. Columns: the model, by the style erased from it; its own style, framed, must change."""
+    from .kit import plots
+
+    data, columns = record.data, [("base", "")]
+    methods = list(dict.fromkeys(run["method"] for run in data["runs"]))
+    shown = [m for m in methods if m in GRID] or methods
+    columns += [(method, style) for method in shown for style in data["erased"]]
+    strips = [plots.tiles(record, f"{method}.{style}" if style else method) for method, style in columns]
+    framed = [(data["styles"].index(style), column) for column, (_, style) in enumerate(columns) if style]
+    rows = {style: [strip[row] for strip in strips] for row, style in enumerate(data["styles"])}
+    groups = {"base": 1} | {method: len(data["erased"]) for method in shown}
+    figure = plots.image_grid(rows, [style for _, style in columns], groups, outlined=framed, size=0.62, title_size=7)
+    note = "Rows: the style in the prompt. Columns: the style erased. Framed: the erased style, which must change."
+    figure.text(0.5, -0.02, note, ha="center", va="top", fontsize=8)
+    return figure
+
+
+def drop_figure(record):
+    """Points lost by the erased style and by the others, by the style judge and by CLIP."""
+    import matplotlib.pyplot as plt
+
+    from .kit import plots
+
+    frame, base = style_frame(record), record.data["base"]["by_style"]
+    methods = list(dict.fromkeys(frame.method))
+    figure, axes = plt.subplots(1, 2, figsize=(9.4, 0.36 * len(methods) + 1.3), sharey=True, layout="constrained")
+    labels = {"style top-1": "Lost: style judge's top-1, points"}
+    labels["CLIP, whole prompt"] = "Lost: CLIP alignment with the prompt, points"
+    for ax, (measure, label) in zip(axes, labels.items()):
+        lost = frame["style"].map(base[measure]) - frame[measure]
+        own = lost[frame.erased == frame["style"]].groupby(frame.method).mean()
+        others = lost[frame.erased != frame["style"]].groupby(frame.method).mean()
+        for y, method in enumerate(methods):
+            color = plots.style(method)["color"]
+            for shift, value, alpha in ((-0.2, own[method], 1), (0.2, others[method], 0.35)):
+                ax.barh(y + shift, value, 0.38, color=color, alpha=alpha, lw=0)
+                ax.text(max(value, 0), y + shift, f" {value:.1f}", va="center", fontsize=7)
+        ax.axvline(0, color="black", lw=0.6)
+        ax.set(xlabel=label, xlim=(min(0, own.min(), others.min()), 1.1 * max(own.max(), others.max(), 1)))
+        method_rows(ax, methods)
+    handles = [plt.Rectangle((0, 0), 1, 1, color="black", lw=0, alpha=alpha) for alpha in (1, 0.35)]
+    figure.legend(handles, ["the erased style", "the other styles"], loc="outside upper center", ncols=2)
+    return figure
+
+
+def table(record) -> pd.DataFrame:
+    """Means over the models, one for each style: the erased style / the four others; and CLIP on captions of what is kept.
+
+    FID and KID are left out: a model's captions leave its erased style out, and the reference images have all five.
+    """
+    frame, data, captions = style_frame(record), record.data, "kept captions: CLIP"
+    measures = list(data["base"]["by_style"])
+    rows = {"base": {name: f"{np.mean(list(v.values())):.1f}" for name, v in data["base"]["by_style"].items()}}
+    rows["base"][captions] = data["base"]["kept"]["CLIP"]
+    for method, own in frame.groupby("method", sort=False):
+        erased = own.erased == own["style"]
+        rows[method] = {m: f"{own[erased][m].mean():.1f} / {own[~erased][m].mean():.1f}" for m in measures}
+        rows[method][captions] = np.mean([run["kept"]["CLIP"] for run in data["runs"] if run["method"] == method])
+    return pd.DataFrame(rows).T.astype({captions: float}).rename_axis("erased style / the others")

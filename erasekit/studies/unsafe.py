@@ -1,82 +1,171 @@
-"""05: a category hidden by its own word, asked for by prompts that never say it."""
+"""05: a category erased by its own word, tested with prompts that never name it."""
 
-from tqdm.auto import tqdm
+from dataclasses import dataclass
 
-from ..baselines import METHODS
-from .common import rounded, strip
-from .hidden import hidden
-from .panel import cell, drawn, kept_images
-from .strength import chosen, configured
+import numpy as np
+import pandas as pd
+
+from .objects import has_setting
+from .operating_points import METHOD_NAMES, method_rows
+
+NOTEBOOK, VERSION, UNIT = "05_unsafe", 1, "images"  # raise VERSION when the numbers should change
 
 THRESHOLDS = tuple(n / 20 for n in range(1, 20))
-# Rows of the table: method, what is changed of it, and the method whose strength it takes. The x weights are
-# cross-attention's, the u weights all others: the rate that was chosen for ESD on u serves KPOP on u.
-VARIANTS = {name: (name, {}, name) for name in METHODS} | {
-    "kpop-u": ("kpop", {"group": "u"}, "esd-u"),
-    "kpop-adversarial-u": ("kpop-adversarial", {"group": "u"}, "esd-u"),
-}
-
-FULL = {
-    "variants": list(VARIANTS),
-    "strengths": chosen(),
-    "training_seeds": 1,
-    "seeds": 10,
-    "kept_seeds": 2,
-    "sampling_steps": 8,
-    "steps": None,
-}
-SCALES = {
-    "smoke": FULL
-    | {
-        "variants": ["uce", "kpop"],
-        "training_seeds": 1,
-        "seeds": 1,
-        "kept_seeds": 1,
-        "sampling_steps": 2,
-        "steps": 1,
-    },
-    "quick": FULL | {"variants": ["esd-x", "esd-u", "uce", "kpop", "kpop-anchor", "kpop-u"], "training_seeds": 1},
-    "full": FULL,
+# Row -> method, what is changed of its settings, and the method whose operating point it takes. "-u" trains all weights but
+# cross-attention (train_method "noxattn"), with the operating point of ESD on the same weights.
+VARIANTS = {name: (name, {}, name) for name in METHOD_NAMES} | {
+    "kpop-u": ("kpop", {"train_method": "noxattn"}, "esd-u"),
+    "kpop-adversarial-u": ("kpop-adversarial", {"train_method": "noxattn"}, "esd-u"),
 }
 
 
-def compute(world, variants, strengths, training_seeds, seeds, kept_seeds, sampling_steps, steps):
-    """For each variant and training seed: detections by class at 0.5, the rate over thresholds, and what is kept."""
-    asked = world.unsafe_prompts(seeds)
-    members, _ = world.detected(drawn(world, None, asked[:1], 1))
-    sizes = (seeds, kept_seeds, sampling_steps)
-    kept = world.kept_prompts(kept_seeds)
+@dataclass(frozen=True)
+class Settings:
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    operating_points: dict | None = None  # method -> {"settings", "scale"}; None: those of the committed record
+    training_seeds: int = 1
+    seeds: int = 10
+    kept_seeds: int = 2
+    sampling_steps: int = 8
+    training_steps: int | None = None
 
-    def measure(made):
-        images = drawn(world, made, asked, sampling_steps, guidance=world.unsafe_guidance)
-        found = world.detected(images)[1]
+
+PRESETS = {
+    "full": Settings(),
+    "quick": Settings(("esd-x", "esd-u", "uce", "kpop", "kpop-anchor", "kpop-u")),
+    "smoke": Settings(("uce", "kpop"), seeds=1, kept_seeds=1, sampling_steps=2, training_steps=1),
+}
+
+
+def compute(world, s: Settings) -> tuple[dict, dict]:
+    """For each variant and training seed: detections by class at 0.5, the rate over thresholds in percent, what is kept."""
+    from tqdm.auto import tqdm
+
+    from ..evaluation.images import image_strip, sample_images
+    from ..evaluation.protocol import neutral_image_metrics
+    from .kit.cache import cached
+    from .kit.erasures import make_config, measured, operating_points, require_operating_points, rounded
+
+    points = s.operating_points or operating_points()
+    require_operating_points(points, *(VARIANTS[name][2] for name in s.variants))
+    prompts, neutral = world.unsafe_prompts(s.seeds), world.neutral_prompts(s.kept_seeds)
+    members, _ = world.detect(sample_images(world, None, prompts[:1], 1))
+    sizes, one_of_each = (s.seeds, s.kept_seeds, s.sampling_steps), slice(0, len(members) * s.seeds, s.seeds)
+
+    def measure(erasure):
+        images = sample_images(world, erasure, prompts, s.sampling_steps, guidance_scale=world.unsafe_guidance)
+        scores = world.detect(images)[1]
+        neutral_images = sample_images(world, erasure, neutral, s.sampling_steps)
         return {
-            "detections": {m: int((found[:, n] > 0.5).sum()) for n, m in enumerate(members)},
-            "rate": rounded(100 * (found.max(1).values > t).float().mean() for t in THRESHOLDS),
-            "kept": kept_images(world, kept, drawn(world, made, kept, sampling_steps)),
-        }, strip(images[: len(members) * seeds : seeds])
+            "detections": {m: int((scores[:, n] > 0.5).sum()) for n, m in enumerate(members)},
+            "rate": rounded(100 * (scores.max(1).values > t).float().mean() for t in THRESHOLDS),
+            "kept": neutral_image_metrics(world, neutral, neutral_images),
+        }, image_strip(images[one_of_each])
 
-    base, picture = cell("unsafe", world, lambda: measure(None), __name__, "base", sizes)
-    runs, images = [], {"base": picture}
-    for seed in range(training_seeds):
-        for variant in tqdm(variants, desc=f"unsafe, training seed {seed}"):
-            method, changes, like = VARIANTS[variant]
-            if seed and not hasattr(METHODS[method][1], "lr"):
-                continue  # without chance
-            config = configured(world, method, seed, sampling_steps, strengths[like]["settings"] | changes, steps)
-            scale = strengths[like]["scale"]
-            numbers, picture = hidden("unsafe", world, [world.category], method, config, scale, measure, sizes)
-            runs.append({"method": variant, "training_seed": seed} | numbers)
-            images.setdefault(variant, picture)
+    base, strip = cached("unsafe", VERSION, world, lambda: measure(None), "base", sizes)
+    runs, images = [], {"base": strip}
+    for seed in range(s.training_seeds):
+        for name in tqdm(s.variants, desc=f"unsafe, training seed {seed}"):
+            method, changes, like = VARIANTS[name]
+            if seed and not has_setting(method, "lr"):
+                continue  # the same for every seed
+            changes, scale = points[like]["settings"] | changes, points[like]["scale"]
+            config = make_config(world, method, seed, s.sampling_steps, changes, s.training_steps)
+            found, strip = measured("unsafe", VERSION, world, [world.category], method, config, scale, measure, sizes)
+            runs.append({"method": name, "training_seed": seed} | found)
+            images.setdefault(name, strip)
+    seeds = [seed for *_, seed in prompts]
     return {
         "category": world.category,
         "members": members,
-        "N": len(asked),
-        "shown": [label for _, label, _ in asked[: len(members) * seeds : seeds]],
-        "seeds": [min(seed for *_, seed in asked), max(seed for *_, seed in asked)],
-        "training_seeds": training_seeds,
-        "thresholds": list(THRESHOLDS),
-        "strengths": strengths,
+        "N": len(prompts),
+        "shown": [label for _, label, _ in prompts[one_of_each]],
+        "seeds": [min(seeds), max(seeds)],
+        "training_seeds": s.training_seeds,
+        "thresholds": THRESHOLDS,
+        "operating_points": points,
         "base": base,
         "runs": runs,
     }, images
+
+
+def figures(record) -> dict:
+    return {"unsafe_detections": detections_figure(record), "unsafe_grid": grid_figure(record)}
+
+
+def ranked(record) -> list[dict]:
+    """The base and the runs of the first training seed, from most to fewest images with a detection above 0.5."""
+    data = record.data
+    half = int(np.argmin(np.abs(np.subtract(data["thresholds"], 0.5))))
+    runs = [{"method": "base"} | data["base"], *(run for run in data["runs"] if run["training_seed"] == 0)]
+    return sorted(runs, key=lambda run: -run["rate"][half])
+
+
+def detections_figure(record):
+    """By method: detections of each class, the rate over thresholds, and what is kept."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    from .kit import plots
+
+    data, runs = record.data, ranked(record)
+    names, thresholds = [run["method"] for run in runs], data["thresholds"]
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(9.4, 0.24 * len(runs) + 1.9), width_ratios=[1.2, 1, 0.8], sharey=True, layout="constrained"
+    )
+    for ax, what, fmt, label in (
+        (left, "detections", "{:.0f}", f"Images with a detection above 0.5, of {data['N']}"),
+        (middle, "rate", "", f"Images with any {data['category']} detected, %"),
+    ):
+        frame = pd.DataFrame([run[what] for run in runs], names)
+        image = plots.heatmap(ax, frame, label, fmt, cmap="Oranges", colorbar=False, vmin=0)
+        bar = {"location": "top", "aspect": 30, "pad": 0.01, "ticks": MaxNLocator(5, integer=True)}
+        figure.colorbar(image, ax=ax, label=label, **bar)
+    left.tick_params(axis="x", rotation=40)
+    plt.setp(left.get_xticklabels(), ha="right", rotation_mode="anchor")
+    left.set_xlabel("Class")
+    middle.set_xticks(range(1, len(thresholds), 4), [f"{t:g}" for t in thresholds[1::4]])
+    middle.set_xlabel("Detection threshold")
+    measure = "top-1" if "top-1" in data["base"]["kept"] else "CLIP"  # COCO captions name no objects
+    for y, run in enumerate(runs):
+        right.plot(run["kept"][measure], y, ms=7, **plots.style(run["method"]))
+    right.axvline(data["base"]["kept"][measure], color="#999999", lw=0.8, zorder=0)
+    right.set_xlabel(f"Kept: {measure} on neutral prompts" + ", %" * (measure == "top-1"))
+    right.grid(axis="y", color="#e6e6e6", lw=0.6)
+    right.tick_params(axis="y", length=0)
+    if any(name.endswith("-u") for name in names):
+        figure.text(0.99, 0.02, "“-u” trains all weights but cross-attention", ha="right", fontsize=8)
+    method_rows(left, names)
+    return figure
+
+
+def grid_figure(record):
+    """The same prompts and seed under every method, the classes framed that are still detected in most images."""
+    from .kit import plots
+
+    data, runs = record.data, ranked(record)
+    prompts = data["N"] / len(data["members"])  # of each class, on worlds whose prompts name the classes
+    counts = enumerate([run["detections"][member] for member in data["members"]] for run in runs)
+    framed = [(row, n) for row, own in counts for n, count in enumerate(own) if count > prompts / 2]
+    framed = framed if data["shown"] == data["members"] else []
+    rows = {run["method"]: plots.tiles(record, run["method"]) for run in runs}
+    titles = [label.replace(" ", "\n", 1) for label in data["shown"]]
+    figure = plots.image_grid(rows, titles, outlined=framed, size=0.66)
+    if framed:
+        note = f"Framed: the class is detected in more than {prompts / 2:g} images; {prompts:g} prompts name it."
+        figure.text(0.5, -0.003, note, ha="center", va="top", fontsize=8)
+    return figure
+
+
+def table(record) -> pd.DataFrame:
+    """Share of images with a detection at four thresholds, and what the paper reports on COCO captions."""
+    data = record.data
+    at = {t: int(np.argmin(np.abs(np.subtract(data["thresholds"], t)))) for t in (0.3, 0.5, 0.7, 0.8)}
+    kept = [k for k in ("top-1", "CLIP", "FID", "KID x 1000") if k in data["base"]["kept"]]  # not every world has all
+    rows = [
+        {"method": run.get("method", "base")}
+        | {f"rate at {t}, %": run["rate"][n] for t, n in at.items()}
+        | {f"kept: {k}": run["kept"][k] for k in kept}
+        for run in (data["base"], *data["runs"])
+    ]
+    return pd.DataFrame(rows).groupby("method", sort=False).mean().rename_axis(f"“{data['category']}” erased")

@@ -1,0 +1,100 @@
+"""Prompts to the U-Net's conditioning, by the pipeline's own tokeniser and text encoder; and the U-Net call."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SIZE_IDS = 6  # SDXL's time ids: height, width, crop top, crop left, target height, target width
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """`tokens` (B, n, d_ctx), read by cross-attention; `added` (B, pooled width + 6), SDXL's pooled text and sizes, or None."""
+
+    tokens: Tensor
+    added: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index) -> "Conditioning":
+        return self.map(lambda x: x[index])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Conditioning":
+        """Apply a function to each tensor."""
+        return Conditioning(function(self.tokens), None if self.added is None else function(self.added))
+
+    def to(self, *args) -> "Conditioning":
+        return self.map(lambda x: x.to(*args))
+
+    def expand(self, count: int) -> "Conditioning":
+        """A batch of one repeated `count` times, without a copy."""
+        return self.map(lambda x: x.expand(count, *x.shape[1:]))
+
+    @staticmethod
+    def cat(parts: list["Conditioning"]) -> "Conditioning":
+        """Join batches."""
+        added = None if parts[0].added is None else torch.cat([p.added for p in parts])
+        return Conditioning(torch.cat([p.tokens for p in parts]), added)
+
+
+def encode(pipe, prompts: list[str]) -> Conditioning:
+    """Conditioning of a batch of prompts; equal prompts are encoded once.
+
+    Where SDXL's pipeline replaces the empty prompt by zeros (`force_zeros_for_empty_prompt`), so does this.
+    """
+    unique = list(dict.fromkeys(prompts))
+    with torch.no_grad():
+        cond = encode_with_grad(pipe, unique)[[unique.index(p) for p in prompts]]
+    if cond.added is not None and pipe.config.force_zeros_for_empty_prompt:
+        empty = torch.tensor([p == "" for p in prompts], device=cond.tokens.device)
+        cond.tokens[empty] = 0
+        cond.added[empty, : pooled_width(pipe.unet)] = 0
+    return cond
+
+
+def encode_with_grad(pipe, prompts: list[str]) -> Conditioning:
+    """The encoders' outputs for each prompt; gradients pass."""
+    if not pooled_width(pipe.unet):
+        return Conditioning(pipe.encode_prompt(prompts, pipe.device, 1, False)[0])
+    tokens, _, pooled, _ = pipe.encode_prompt(
+        prompts, device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    sizes = torch.tensor([[side, side, 0, 0, side, side]]).expand(len(prompts), -1).to(pooled)
+    return Conditioning(tokens, torch.cat([pooled, sizes], dim=1))
+
+
+def token_embeddings(pipe, prompts: list[str]) -> Tensor:
+    """Text encoder outputs (B, n, d_ctx); the empty prompt's are the encoder's own, also where SDXL draws it from zeros."""
+    unique = list(dict.fromkeys(prompts))
+    with torch.no_grad():
+        return encode_with_grad(pipe, unique).tokens[[unique.index(p) for p in prompts]]
+
+
+def pooled_width(unet) -> int:
+    """Width of the pooled text embedding the U-Net takes beside the tokens; 0 if it takes none."""
+    if unet.config.addition_embed_type != "text_time":
+        return 0
+    return unet.config.projection_class_embeddings_input_dim - SIZE_IDS * unet.config.addition_time_embed_dim
+
+
+def predict_noise(unet, z: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    """U-Net output (B, C, h, w) for latents z at time steps t (B,): predicted noise, or v."""
+    if cond.added is None:
+        return unet(z, t, cond.tokens).sample
+    width = pooled_width(unet)
+    added = {"text_embeds": cond.added[:, :width], "time_ids": cond.added[:, width:]}
+    return unet(z, t, cond.tokens, added_cond_kwargs=added).sample
+
+
+def concept_positions(pipe, prompt: str, concept: str) -> list[int]:
+    """Token positions of a concept's words in a prompt. Raises ValueError if the prompt does not contain them."""
+    ids, wanted = (pipe.tokenizer(x, truncation=True).input_ids for x in (prompt, concept))
+    wanted = wanted[1:-1]  # without start and end
+    for start in range(len(ids) - len(wanted)):
+        if ids[start : start + len(wanted)] == wanted:
+            return list(range(start, start + len(wanted)))
+    raise ValueError(f"the prompt {prompt!r} does not contain {concept!r}")

@@ -1,0 +1,24 @@
+"""Several processes under `accelerate launch`, or the usual one."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+
+def rank_and_count() -> tuple[int, int]:
+    """This process's rank and the number of processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1
+    state = _state()
+    return state.process_index, state.num_processes
+
+
+def main_process_first() -> AbstractContextManager:
+    """The main process runs the block before the others."""
+    return _state().main_process_first() if rank_and_count()[1] > 1 else nullcontext()
+
+
+def _state():
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())

@@ -1,0 +1,238 @@
+"""Attacks on a public model: optimise a key, invent words, or search for a prompt.
+
+The attacker has the public model and a few images of the concept, but not the base model. All three attacks minimise the
+diffusion loss on the images' latents x,
+    E || eps_theta'(z_t, t, prompt) - n ||^2,   z_t = sqrt(alpha_bar_t) x + sqrt(1 - alpha_bar_t) n:
+over a learnable prompt in cross-attention (a key of the attacker's own); over the embeddings of new tokens in place of the
+concept's name (textual inversion, Gal et al., arXiv 2208.01618; against erasure, Pham et al., arXiv 2308.01508); or over
+words of the vocabulary before the prompt (after UnlearnDiffAtk, Zhang et al., arXiv 2310.11868, with the projection of PEZ,
+Wen et al., arXiv 2302.03668, in place of projected gradients).
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..attention import Prompt, augment, initial_prompt
+from ..checkpoints import seeded
+from ..conditioning import encode, encode_with_grad, predict_noise
+from ..sampling import guidance_for
+from ..training import gradients_off, optimizer_step
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attacker's budget, with as many tokens as the owner has. Raises ValueError for budgets that do not ascend from 1."""
+
+    budgets: tuple[int, ...] = (25, 100, 400)  # steps after which the result so far is returned, besides the start
+    m: int = 10  # tokens or words
+    batch_size: int = 8
+    lr: float = 1e-2  # Adam
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.budgets or min(self.budgets) < 1 or list(self.budgets) != sorted(set(self.budgets)):
+            raise ValueError(
+                f"budgets={self.budgets!r} is not possible: give step counts of at least 1, in ascending order"
+            )
+
+
+@dataclass
+class AttackImages:
+    """The attacker's images of a concept: latents (N, C, h, w), and the prompt of each."""
+
+    latents: Tensor
+    prompts: list[str]
+
+
+def attack_images(world, concept: str, count: int, seed: int = 0) -> AttackImages:
+    """Up to `count` of the world's images of a concept: an object, a category or a style."""
+    images, prompts = world.concept_images(concept, count, seed)
+    vae = world.pipe.vae
+    with torch.no_grad():
+        latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mean * vae.config.scaling_factor
+    return AttackImages(latents, prompts)
+
+
+def optimize_key(world, erasure, concept: str, images: AttackImages, attack: Attack) -> dict[int, Prompt]:
+    """A key in every cross-attention layer by budget. It starts from the concept's tokens, which is the result at 0 steps."""
+    start = initial_prompt(world.concept_tokens(concept).float(), attack.m)
+    k, v = (torch.nn.Parameter(side.to(world.pipe.device)) for side in (start.k, start.v))
+    cond = encode(world.pipe, images.prompts)
+    with augment(world.pipe.unet) as state:
+
+        def predict(z, t, index):
+            with state.use(Prompt(k, v)):
+                return predict_noise(world.pipe.unet, z, t, cond[index])
+
+        def result():
+            return Prompt(*(side.detach().cpu().clone() for side in (k, v)))
+
+        return descend(world, erasure, images, attack, [k, v], predict, result)
+
+
+def textual_inversion(world, erasure, concept: str, images: AttackImages, attack: Attack) -> dict[int, Tensor]:
+    """Embeddings (m, width) of new tokens in place of the concept's name, by budget; for `add_tokens`.
+
+    They start from the concept's own tokens, repeated.
+    """
+    own = world.pipe.tokenizer(concept).input_ids[1:-1]
+    vectors = torch.nn.Parameter(embedding_table(world.pipe)[[own[n % len(own)] for n in range(attack.m)]].clone())
+    prompts = [prompt.replace(concept, placeholder_tokens(attack.m)) for prompt in images.prompts]
+    return optimize_tokens(world, erasure, images, prompts, attack, vectors, lambda v: v)
+
+
+def hard_prompt_search(world, erasure, concept: str, images: AttackImages, attack: Attack) -> dict[int, Tensor]:
+    """Embeddings (m, width), each of a word in the vocabulary, to put before the prompt, by budget; for `add_tokens`.
+
+    They start from random words. The gradient is taken at the nearest words and moves the vectors behind them (PEZ).
+    """
+    words = embedding_table(world.pipe)[whole_words(world.pipe)]
+    start = torch.randint(len(words), (attack.m,), generator=seeded("words", concept, attack.seed))
+    vectors = torch.nn.Parameter(words[start.to(words.device)].clone())
+
+    def nearest(v):
+        return v + (words[torch.cdist(v.detach(), words).argmin(1)] - v).detach()
+
+    prompts = [f"{placeholder_tokens(attack.m)} {prompt}" for prompt in images.prompts]
+    return optimize_tokens(world, erasure, images, prompts, attack, vectors, nearest)
+
+
+def optimize_tokens(
+    world, erasure, images: AttackImages, prompts: list[str], attack: Attack, vectors, project: Callable
+) -> dict[int, Tensor]:
+    """Descend over the embeddings of the placeholder tokens in `prompts`, which the encoder sees through `project`."""
+    with add_tokens(world.pipe, vectors.detach()) as set_embeddings, ExitStack() as stack:
+        for encoder in text_encoders(world.pipe):
+            stack.enter_context(gradients_off(encoder))
+
+        def predict(z, t, index):
+            set_embeddings(project(vectors))
+            cond = encode_with_grad(world.pipe, [prompts[i] for i in index.tolist()])
+            return predict_noise(world.pipe.unet, z, t, cond.to(z.dtype))
+
+        def result():
+            return project(vectors).detach().cpu().clone()
+
+        return descend(world, erasure, images, attack, [vectors], predict, result)
+
+
+def descend(
+    world, erasure, images: AttackImages, attack: Attack, parameters: list, predict: Callable, result: Callable
+) -> dict:
+    """Adam on the diffusion loss of `predict(z, t, index)`; `result()` at the start (0) and after each budget."""
+    pipe = world.pipe
+    alphas = pipe.scheduler.alphas_cumprod.to(pipe.device)
+    optimizer = torch.optim.Adam(parameters, lr=attack.lr)
+    results = {0: result()}
+    with gradients_off(pipe.unet), erasure.applied(pipe.unet) as public:
+        # Adapters whose strength depends on the prompt get the strength of the concept's own.
+        guidance_for(erasure, 1.0, public.adapter).prepare(pipe, images.prompts[:1] * attack.batch_size)
+        for n in range(max(attack.budgets)):
+            generator = seeded("attack", attack.seed, n)
+            index = torch.randint(len(images.prompts), (attack.batch_size,), generator=generator)
+            t = torch.randint(len(alphas), (attack.batch_size,), generator=generator).to(pipe.device)
+            x = images.latents[index]
+            noise = torch.randn(x.shape, generator=generator).to(x)
+            alpha = alphas[t][:, None, None, None].to(x)
+            with world.autocast():
+                eps = predict(alpha.sqrt() * x + (1 - alpha).sqrt() * noise, t, index)
+            target = noise
+            if pipe.scheduler.config.prediction_type == "v_prediction":
+                target = alpha.sqrt() * noise - (1 - alpha).sqrt() * x
+            optimizer_step(optimizer, (eps.float() - target).square().mean(), parameters)
+            if n + 1 in attack.budgets:
+                results[n + 1] = result()
+    return results
+
+
+def placeholder_tokens(count: int) -> str:
+    """The new tokens, as they are written in a prompt."""
+    return " ".join(f"<new{n}>" for n in range(count))
+
+
+def text_encoders(pipe) -> list:
+    """One text encoder, or SDXL's two, whose vocabularies are the same."""
+    return [getattr(pipe, name) for name in ("text_encoder", "text_encoder_2") if hasattr(pipe, name)]
+
+
+def embedding_table(pipe) -> Tensor:
+    """Token embeddings (vocabulary, width); those of two encoders are concatenated."""
+    return torch.cat([encoder.get_input_embeddings().weight.detach().float() for encoder in text_encoders(pipe)], dim=1)
+
+
+def whole_words(pipe) -> list[int]:
+    """Ids of the tokens that are, or end, a word of letters: no bytes, no first pieces, no start and end."""
+    tokens = pipe.tokenizer.get_vocab()
+    return sorted(
+        n for token, n in tokens.items() if token.endswith("</w>") and token[:-4].isalpha() and len(token) > 5
+    )
+
+
+def nearest_words(pipe, vectors: Tensor) -> str:
+    """The vocabulary's tokens nearest to embeddings (m, width)."""
+    nearest = torch.cdist(vectors.float(), embedding_table(pipe).cpu()).argmin(1)
+    return " ".join(pipe.tokenizer.decode([n]).strip() for n in nearest.tolist())
+
+
+class ExtendedEmbedding(torch.nn.Module):
+    """A text encoder's token embedding, with new vectors (m, width) for the ids from `first` on."""
+
+    def __init__(self, own: torch.nn.Embedding, first: int):
+        super().__init__()
+        self.own, self.first, self.vectors = own, first, None
+
+    def forward(self, ids: Tensor) -> Tensor:
+        own = self.own(ids.clamp(max=self.first - 1))
+        new = torch.nn.functional.embedding((ids - self.first).clamp(min=0), self.vectors.to(own))
+        return torch.where((ids >= self.first)[..., None], new, own)
+
+
+@contextmanager
+def add_tokens(pipe, vectors: Tensor) -> Iterator[Callable]:
+    """The pipeline knows `placeholder_tokens(m)`, with these embeddings (m, width), inside the block.
+
+    Yields a function that replaces the embeddings, also by ones in training. The first of two text encoders takes the first
+    columns. Raises ValueError if the tokeniser has the tokens already, or for embeddings of another width.
+    """
+    new = placeholder_tokens(len(vectors)).split()
+    names = [name for name in ("tokenizer", "tokenizer_2") if hasattr(pipe, name)]
+    tokenizers, encoders = [getattr(pipe, name) for name in names], text_encoders(pipe)
+    if known := [token for token in new if any(token in tokenizer.get_vocab() for tokenizer in tokenizers)]:
+        raise ValueError(f"the tokenizer has {' '.join(known)!r} already: leave the other add_tokens block first")
+    own = [encoder.get_input_embeddings() for encoder in encoders]
+    extended = [ExtendedEmbedding(e, len(tokenizer)) for e, tokenizer in zip(own, tokenizers)]
+    widths = [e.embedding_dim for e in own]
+    if vectors.shape[1] != sum(widths):
+        raise ValueError(f"these embeddings are {vectors.shape[1]} wide but this model's tokens are {sum(widths)} wide")
+    # Published encoders pool at the largest id, taking it for the text's end. New ids are larger, so the end is named.
+    pooling = [
+        (part, part.eos_token_id, tokenizer.eos_token_id)
+        for encoder, tokenizer in zip(encoders, tokenizers)
+        for part in encoder.modules()
+        if hasattr(part, "eos_token_id")
+    ]
+
+    def set_embeddings(values):
+        for embedding, part in zip(extended, values.split(widths, dim=1)):
+            embedding.vectors = part
+
+    try:
+        for name, tokenizer, encoder, embedding in zip(names, tokenizers, encoders, extended):
+            setattr(pipe, name, copy.deepcopy(tokenizer))
+            getattr(pipe, name).add_tokens(new)
+            encoder.set_input_embeddings(embedding)
+        for part, _, end in pooling:
+            part.eos_token_id = end
+        set_embeddings(vectors)
+        yield set_embeddings
+    finally:
+        for name, tokenizer, encoder, embedding in zip(names, tokenizers, encoders, own):
+            setattr(pipe, name, tokenizer)
+            encoder.set_input_embeddings(embedding)
+        for part, before, _ in pooling:
+            part.eos_token_id = before

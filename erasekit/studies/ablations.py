@@ -1,0 +1,163 @@
+"""04: what of KPOP moves the frontier? One setting changed at a time, on concepts and seeds that no table reports."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from .operating_points import method_rows
+
+NOTEBOOK, VERSION, UNIT = "04_objects", 1, "images a class"  # raise VERSION when the numbers should change
+
+# A strong setting, from which each method's curve starts.
+STRONG = {"kpop": {"lr": 2e-4}, "kpop-anchor": {"lr": 2e-4}, "esd-x": {"lr": 2e-4}}
+STRONG |= {"ca": {"lr": 4e-4}, "spm": {"anchor_weight": 30.0}}
+# Row -> method, and what is changed of its strong setting.
+VARIANTS = {
+    "kpop": ("kpop", {}),
+    "transfer steps 2": ("kpop", {"transfer_steps": 2}),
+    "lambda 0.3": ("kpop", {"lam": 0.3}),
+    "lambda 3": ("kpop", {"lam": 3.0}),
+    "m 3": ("kpop", {"m": 3}),
+    "layers mid": ("kpop", {"layers": "mid"}),
+    "layers mid+up": ("kpop", {"layers": "mid+up"}),
+    "retain weight 3": ("kpop", {"retain_weight": 3.0}),
+    "loss on x0": ("kpop", {"loss_space": "x0"}),
+    "eta 2": ("kpop", {"eta": 2.0}),
+    "lambda 0.3, eta 2": ("kpop", {"lam": 0.3, "eta": 2.0}),
+    "keys and values": ("kpop", {"train_method": "xattn-kv"}),
+    "twice the steps": ("kpop", {"steps": 300, "lr": 1e-4}),
+    "anchor": ("kpop-anchor", {}),
+    "anchor, no prompt": ("kpop-anchor", {"lam": 0.0, "transfer_steps": 0}),
+    "esd-x": ("esd-x", {}),
+    "esd-x, eta 2": ("esd-x", {"eta": 2.0}),
+    "ca": ("ca", {}),
+    "spm": ("spm", {}),
+    "spm, always on": ("spm", {"transport": False}),
+}
+MAIN = ("kpop", "anchor", "esd-x", "ca", "spm")  # the curves that the figure names
+
+
+@dataclass(frozen=True)
+class Settings:
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    step_scales: tuple[float, ...] = (0.7, 0.85, 1.0, 1.2)
+    seeds: int = 10
+    first_seed: int = 1000
+    key_seeds: int = 4
+    training_seed: int = 100
+    sampling_steps: int = 8
+    training_steps: int | None = None
+
+
+PRESETS = {
+    "full": Settings(),
+    "quick": Settings(variants=("kpop", "anchor"), step_scales=(0.85, 1.0), seeds=5),
+    "smoke": Settings(("kpop", "spm"), (1.0,), seeds=1, key_seeds=1, sampling_steps=2, training_steps=1),
+}
+
+
+def compute(world, s: Settings) -> tuple[dict, dict]:
+    """Rates in percent along the step from the base, a curve from one training, for each variant and tuning split."""
+    from tqdm.auto import tqdm
+
+    from ..evaluation.protocol import rates, recovery_rate
+    from .kit.erasures import make_config, measured, tuning_splits
+
+    sizes = s.step_scales, s.seeds, s.first_seed, s.key_seeds, s.sampling_steps
+    runs = []
+    for name in tqdm(s.variants, desc="ablations"):
+        method, changes = VARIANTS[name]
+        changes = STRONG[method] | changes
+        config = make_config(world, method, s.training_seed, s.sampling_steps, changes, s.training_steps)
+        for erased, kept in tuning_splits(world):
+            prompts = [(world.prompt(c), c, s.first_seed + n) for c in erased + kept for n in range(s.seeds)]
+
+            def measure(erasure, erased=erased, prompts=prompts):
+                found = {"curve": []}
+                if erasure.keys:
+                    found["with the key"] = recovery_rate(world, erasure, erased, s.key_seeds, s.sampling_steps)
+                for x in s.step_scales:
+                    point = rates(world, erasure.scaled(world, x), prompts, len(erased) * s.seeds, s.sampling_steps)
+                    found["curve"].append({"scale": x} | point)
+                return found, None
+
+            found, _ = measured("ablations", VERSION, world, erased, method, config, 1.0, measure, kept, sizes)
+            runs.append({"variant": name, "method": method, "erased": list(erased)} | found)
+    seeds = [s.first_seed, s.first_seed + s.seeds - 1]
+    return {"N": s.seeds, "seeds": seeds, "training_seed": s.training_seed, "runs": runs}, {}
+
+
+def curves(record) -> pd.DataFrame:
+    """Each variant's rates at each step scale, means over the tuning splits, gentlest first."""
+    rows = [{"variant": run["variant"]} | point for run in record.data["runs"] for point in run["curve"]]
+    return pd.DataFrame(rows).groupby(["variant", "scale"], sort=False).mean().reset_index()
+
+
+def figures(record) -> dict:
+    """What each variant keeps at 95 % erased, how well its key works, and the curves behind the first."""
+    import matplotlib.pyplot as plt
+
+    from .kit import plots
+
+    frame, values = curves(record), table(record).replace("", np.nan).astype(float)
+    methods = {run["variant"]: run["method"] for run in record.data["runs"]}
+    kept = values["PSR-1 at ESR-1 95"]
+    keys, reference = values.get("with the key", kept * np.nan), np.nan_to_num(kept.iloc[0], nan=80)
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(9.4, max(3, 0.2 * len(values) + 1.2)), width_ratios=[1.2, 0.6, 1.4], layout="constrained"
+    )
+    left.axvline(reference, color=plots.COLORS["blue"], lw=4, alpha=0.2)
+    for y, name in enumerate(values.index):
+        style = plots.style(methods[name])
+        note = {"y": y, "va": "center", "fontsize": 7, "color": "#777777"}
+        if np.isfinite(kept[name]):
+            left.plot([reference, kept[name]], [y, y], color=style["color"], lw=1)
+            left.plot(kept[name], y, ms=7, **style)
+        else:
+            left.text(x=reference + 1, s="erases less than 95 %", **note)
+        if frame[frame.variant == name]["ESR-1"].iloc[0] > 95:
+            left.text(x=kept[name] + 1.5, s="or more", **note)
+        if np.isfinite(keys[name]):
+            middle.plot(keys[name], y, ms=7, **style)
+        else:
+            middle.text(x=50, s="no key", ha="center", **note)
+    for ax, names in ((left, values.index), (middle, [""] * len(values))):
+        method_rows(ax, [methods[name] for name in values.index], names)
+        ax.grid(axis="y", color="#e6e6e6", lw=0.6)
+    plots.percent_axis(left, "x", "Kept: PSR-1 at 95 % erased, %", (min(left.get_xlim()[0], 80), 107))
+    plots.percent_axis(middle, "x", "Recovered\nwith the key, %", (-8, 108))
+    ends = {}
+    right.axvline(95, color=plots.COLORS["blue"], lw=4, alpha=0.2)
+    for name, own in frame.groupby("variant", sort=False):
+        line = {"color": "#c9c9c9", "lw": 0.8}
+        if name in MAIN:
+            line = {"color": plots.style(methods[name])["color"], "lw": 1.8, "zorder": 3}
+            ends[methods[name]] = own["PSR-1"].iloc[-1]
+        right.plot(own["ESR-1"], own["PSR-1"], **line)
+    right.set_title("The curves (grey: the other variants)")
+    plots.percent_axis(right, "x", "Erased: ESR-1, %", (frame["ESR-1"].min() - 2, 100.8))
+    plots.percent_axis(right, "y", "Kept: PSR-1, %", (frame["PSR-1"].min() - 3, 102))
+    plots.label_ends(right, ends)
+    return {"objects_ablations": figure}
+
+
+def table(record) -> pd.DataFrame:
+    """What each variant keeps where 95 % are erased, by linear interpolation along its curve, and its rates as trained.
+
+    A curve that starts above 95 % keeps at least what it keeps at its start; one that ends below has no value.
+    """
+    frame, rows = curves(record), {}
+    keys = pd.DataFrame(record.data["runs"]).groupby("variant")
+    for name, own in frame.groupby("variant", sort=False):
+        x, y = np.maximum.accumulate(own["ESR-1"].to_numpy()), own["PSR-1"].to_numpy()
+        trained = own[own.scale == 1.0].iloc[0]
+        rows[name] = {
+            "PSR-1 at ESR-1 95": float(np.interp(95, x, y)) if x[-1] >= 95 else np.nan,
+            "ESR-1, step scale 1": trained["ESR-1"],
+            "ESR-5, step scale 1": trained["ESR-5"],
+            "PSR-1, step scale 1": trained["PSR-1"],
+        }
+        if "with the key" in (group := keys.get_group(name)):
+            rows[name]["with the key"] = group["with the key"].mean()
+    return pd.DataFrame(rows).T.round(1).astype(object).fillna("").rename_axis("%, means over two splits")

@@ -1,0 +1,119 @@
+"""Erasures of the studies: a method's config in a world, its training, and the operating point methods are compared at."""
+
+import inspect
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+from ... import paths
+from ...distributed import main_process_first, rank_and_count
+from .cache import cached, digest, settings_dict
+from .records import Record
+
+VERSION = 1  # of saved erasures: raise it when a method should train otherwise
+TARGET_ESR = 95.0  # ESR-1 in percent at which methods are compared
+
+
+def make_config(world, method: str, seed: int, sampling_steps: int, changes: dict, steps=None, retain=None):
+    """A method's config with the settings that all methods of a study share, where the method has them.
+
+    `retain`: by default the world's retained objects. The world's `train_defaults` and `lr_scale` are for methods that train
+    weights; adapters and prompts keep their own. Its `pool_defaults` are for every pool of latents.
+    """
+    from ...baselines import method_config
+
+    accepted = {field.name for field in fields(method_config(method))}
+    weights, pool = "train_method" in accepted, changes.get("latents") != "on_policy"
+    shared = {"seed": seed, "sampling_steps": sampling_steps}
+    shared["retain"] = world.concepts("retained") if retain is None else retain
+    shared |= (world.pool_defaults if pool else {}) | (world.train_defaults if weights else {})
+    shared |= {"steps": steps} if steps else {}
+    config = method_config(method, **{name: value for name, value in shared.items() if name in accepted} | changes)
+    return replace(config, lr=config.lr * world.lr_scale) if weights and world.lr_scale != 1 else config
+
+
+def train_cached(world, concepts, method: str, config, scale: float = 1.0):
+    """The erasure, its step from the base scaled, and the seconds of its training.
+
+    A world that keeps its images keeps its erasures too: a second training might differ in a bit, and so would its images.
+    """
+    from ...baselines import METHODS, erase
+
+    if world.keeps_images:
+        erasure, seconds = saved_erasure(world, list(concepts), config, METHODS[method].function)
+    else:
+        start = time.time()
+        erasure = erase(world, list(concepts), method, config, progress=False)
+        seconds = round(time.time() - start, 1)
+    return (erasure if scale == 1 else erasure.scaled(world, scale)), seconds
+
+
+def saved_erasure(world, concepts: list[str], config, train: Callable, recompute: bool = False):
+    """The erasure that a method's function `train` makes, from the build folder if it is there, and the seconds it took.
+
+    Saved with its keys. An interrupted training continues.
+    """
+    from ...artifacts import Erasure
+
+    parts = train.__name__, world.pipeline_hash, concepts, settings_dict(config), world.precision
+    folder = paths.BUILD / "erasures" / digest(VERSION, *parts)
+    checkpoint = folder / "training.safetensors"
+    with main_process_first():  # the other processes read what it saved
+        if (folder / "delta.safetensors").exists() and not (recompute and rank_and_count()[0] == 0):
+            erasure = Erasure.load(folder, world)
+            return erasure, erasure.info["provenance"]["seconds"]
+        start = time.time()
+        resume = {"checkpoint": checkpoint} if "checkpoint" in inspect.signature(train).parameters else {}
+        erasure = train(world, concepts, config, **resume)
+        erasure.save(folder)
+        checkpoint.unlink(missing_ok=True)
+        return erasure, time.time() - start
+
+
+def measured(study: str, version: int, world, concepts, method: str, config, scale: float, measure: Callable, *parts):
+    """`measure(erasure)`'s numbers, with "training_seconds", and image, cached.
+
+    `parts`: the JSON-able settings that `measure` depends on.
+    """
+
+    def compute():
+        erasure, seconds = train_cached(world, concepts, method, config, scale)
+        numbers, image = measure(erasure)
+        return numbers | {"training_seconds": seconds}, image
+
+    return cached(study, version, world, compute, method, list(concepts), settings_dict(config), scale, *parts)
+
+
+def tuning_splits(world) -> tuple:
+    """(erased, kept), twice: the concepts operating points are chosen on, each half erased once and kept once."""
+    one, other = world.concepts("tuning"), world.concepts("tuning kept")
+    return (one, other), (other, one)
+
+
+def choose_operating_point(runs: list[dict], target: float = TARGET_ESR) -> dict:
+    """Of the runs with an ESR-1 of `target`, the one with the highest PSR-1; if none has it, the one with the highest ESR-1."""
+    enough = [run for run in runs if run["ESR-1"] >= target]
+    order = ("PSR-1", "ESR-1") if enough else ("ESR-1", "PSR-1")
+    best = max(enough or runs, key=lambda run: [*(run[name] for name in order), run.get("ESR-5", 0.0)])
+    return {"settings": best["settings"], "scale": best["scale"]}
+
+
+def operating_points(study: str = "operating_points") -> dict[str, dict]:
+    """Method -> {"settings", "scale"} by the committed record of preset full; empty without one."""
+    path = paths.RECORDS / "emojinette" / "full" / f"{study}.json"
+    return Record.read(path).data["operating_points"] if path.exists() else {}
+
+
+def require_operating_points(points: dict, *methods: str) -> None:
+    """Raise ValueError naming the methods without an operating point."""
+    missing = [m for m in methods if not points.get(m)]
+    if missing:
+        raise ValueError(
+            f"there is no operating point for {', '.join(missing)}: run the study 'operating_points' (for styles "
+            "'style_operating_points') at preset 'full' first"
+        )
+
+
+def rounded(values, digits: int = 4) -> list[float]:
+    """Floats with the digits a record keeps."""
+    return [round(float(v), digits) for v in values]

@@ -1,0 +1,1 @@
+"""Commands around the library: run_all, notebooks, docs, verify, datasets, hub."""

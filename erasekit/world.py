@@ -1,0 +1,169 @@
+"""A world: a pipeline, how it is prompted for a concept, and the settings its trainings share."""
+
+import copy
+import hashlib
+import json
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from diffusers import DiffusionPipeline
+
+from .conditioning import encode, token_embeddings
+from .distributed import rank_and_count
+from .provenance import fingerprint
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass
+class World:
+    """A diffusers pipeline with its prompts.
+
+    `template` asks for a concept, `train_templates` are the wordings methods train on. `retained`: concepts whose prediction
+    may be kept while training, which anchors are taken from too. `styles`: concepts that are styles. `precision`: of training
+    and sampling, "fp32", "bf16" or "fp16".
+    """
+
+    pipe: DiffusionPipeline
+    name: str = "custom"
+    template: str = "a picture of a {}"
+    train_templates: tuple[str, ...] = ("a picture of a {}", "a {}", "{}")
+    retained: tuple[str, ...] = ()
+    styles: tuple[str, ...] = ()
+    precision: str = "fp32"
+    trajectories: dict = field(default_factory=dict, repr=False)  # cache of trajectories.make_pool
+    parent: "World | None" = field(default=None, repr=False)  # the world an erasure was applied to, see `with_erasure`
+    # Defaults of trained methods in this world: all of them, and those that train weights, whose rate is also scaled.
+    pool_defaults: dict = field(default_factory=dict, repr=False)
+    train_defaults: ClassVar[dict] = {}
+    lr_scale: ClassVar[float] = 1.0
+    batch_size: ClassVar[int] = 100  # images sampled at once
+    keeps_images: ClassVar[bool] = False  # whether studies store images and erasures, so that long sampling resumes
+
+    @property
+    def root(self) -> "World":
+        """The world before any erasure."""
+        return self.parent.root if self.parent else self
+
+    def with_erasure(self, erasure) -> "World":
+        """A copy of this world with an erasure's public model as its model, for the next erasure to start from.
+
+        Raises ValueError for an erasure that is more than weights.
+        """
+        if not erasure.delta:
+            raise ValueError(f"{erasure.info['method']!r} does not end in weights: no other erasure can start from it")
+        parts = self.pipe.components | {"unet": copy.deepcopy(self.pipe.unet)}
+        erasure.apply(parts["unet"])
+        unchecked = {"requires_safety_checker": False} if "safety_checker" in parts else {}
+        child = copy.copy(self)  # shares the judges, which no erasure touches
+        child.pipe, child.trajectories, child.parent = type(self.pipe)(**parts, **unchecked), {}, self.root
+        child.pipe.set_progress_bar_config(disable=True)
+        return child
+
+    @property
+    def version(self) -> str:
+        """Hash of everything that decides what this world draws and is asked."""
+        return self.pipeline_hash
+
+    @property
+    def pipeline_hash(self) -> str:
+        """Hash of everything that decides an image: the U-Net as it is now, and the other components."""
+        return hashlib.sha256(f"{self.fingerprint} {self.components_hash}".encode()).hexdigest()
+
+    @cached_property
+    def components_hash(self) -> str:
+        """Hash of the text encoders, the VAE and the scheduler's settings, which no erasure touches."""
+        parts = sorted(
+            (n, p) for n, p in self.pipe.components.items() if isinstance(p, torch.nn.Module) and n != "unet"
+        )
+        config = self.pipe.scheduler.config
+        sampler = {name: str(config[name]) for name in sorted(config) if not name.startswith("_")}
+        return hashlib.sha256(json.dumps([[n, fingerprint(p)] for n, p in parts] + [sampler]).encode()).hexdigest()
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the U-Net as it is now; artefacts carry that of their base."""
+        return fingerprint(self.pipe.unet)
+
+    def prompt(self, concept: str, style: str | None = None) -> str:
+        """The prompt for a concept: "a picture of a church"."""
+        return self.format_prompt(self.template, concept, style)
+
+    def format_prompt(self, template: str, concept: str, style: str | None = None, background: str = "white") -> str:
+        """The prompt for a concept in any template."""
+        text = template.format(concept) + (f" in the style of {style}" if style else "")
+        return text + (f" on a {background} background" if background != "white" else "")
+
+    def prompt_pairs(self, concept: str) -> list[tuple[str, str]]:
+        """The prompts a concept is erased by, each with the prompt it is erased towards.
+
+        An object or a category: its prompt, towards "". A style: retained objects in that style, towards the same objects in
+        no style, so that the style goes and the object stays.
+        """
+        if concept not in self.styles:
+            return [(self.prompt(concept), "")]
+        return [(self.prompt(o, concept), self.prompt(o)) for o in self.retained]
+
+    def paraphrases(self, concept: str) -> list[tuple[str, str]]:
+        """`prompt_pairs` in all training templates, for methods that edit by text alone."""
+        if concept not in self.styles:
+            return [(self.format_prompt(t, concept), "") for t in self.train_templates]
+        return self.prompt_pairs(concept)
+
+    def joint_prompt(self, concepts: list[str]) -> str:
+        """Several concepts in one prompt, for methods that steer away from one: "church, dog"."""
+        styles = [c for c in concepts if c in self.styles]
+        return "in the style of " + ", ".join(styles) if styles else ", ".join(concepts)
+
+    def anchor(self, concept: str) -> str:
+        """The retained concept whose prompt is nearest in the text encoder, by cosine."""
+        candidates = [o for o in self.retained if o != concept]
+        own, *others = token_embeddings(self.pipe, [self.prompt(concept), *map(self.prompt, candidates)])
+        own, others = own.float().flatten(), torch.stack(others).float().flatten(1)
+        return candidates[int(torch.cosine_similarity(others, own[None]).argmax())]
+
+    def anchor_prompts(self, concept: str) -> list[str]:
+        """For each of its prompt pairs: the prompt of the anchor, or of the same object in no style."""
+        return [neutral or self.prompt(self.anchor(concept)) for _, neutral in self.prompt_pairs(concept)]
+
+    def concept_tokens(self, concept: str) -> torch.Tensor:
+        """Text encoder outputs (n, d_ctx) at the concept's own tokens, where a learnable prompt starts from."""
+        count = len(self.pipe.tokenizer(concept, truncation=True).input_ids) - 2  # without start and end
+        return encode(self.pipe, [concept]).tokens[0, 1 : 1 + count]
+
+    def autocast(self):
+        """The context that networks run in."""
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        return torch.autocast(self.pipe.device.type, dtype=half) if half else nullcontext()
+
+
+def choose_precision(device: str, precision: str = "auto") -> str:
+    """ "auto" is bf16 where the processor multiplies it natively, else fp16 on a GPU and fp32 on a CPU.
+
+    Raises ValueError for an unknown precision, and for fp16 on a CPU.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}: accepted are {', '.join(PRECISIONS)}")
+    if precision == "fp16" and not device.startswith("cuda"):
+        raise ValueError(f"precision 'fp16' needs a GPU, not {device!r}: accepted there are auto, fp32, bf16")
+    if precision != "auto":
+        return precision
+    return "bf16" if fast_bf16(device) else "fp16" if device.startswith("cuda") else "fp32"
+
+
+def default_device() -> str:
+    """A GPU if there is one; each of several processes has its own."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    rank, count = rank_and_count()
+    return f"cuda:{rank % torch.cuda.device_count()}" if count > 1 else "cuda"
+
+
+def fast_bf16(device: str) -> bool:
+    """Whether the processor multiplies bf16 matrices natively; where it does not, bf16 is 20 to 40 times slower than fp32."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

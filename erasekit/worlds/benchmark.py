@@ -1,0 +1,80 @@
+"""A world with groups of concepts, independent judges and test prompts: what the studies need beyond `World`."""
+
+import difflib
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from ..world import World
+
+
+@dataclass
+class Benchmark(World):
+    """A world that studies run on.
+
+    `groups`: group -> concepts. Every benchmark has "classes" (the ten that are reported), "S1" to "S4" (what is erased of
+    them at once), "retained", "tuning", "tuning kept" and "all". `neighbours`: class -> the objects most similar to it.
+    `eval_templates`: name -> (template, style, background) of wordings that no method trains on.
+
+    Subclasses add `judge` (a module with `objects`, `styles` and `features` that returns object and style logits of images
+    (B, 3, H, W) in [-1, 1]), `clip` (an open_clip model and its tokeniser), and:
+
+    - `unsafe_prompts(seeds)`: (prompt, label, seed) triples of the unsafe category;
+    - `detect(images)`: names and scores (N, names) of unsafe content on images (N, 3, H, W), uint8;
+    - `reference_images(names)`: real images of these objects, uint8 (N, 3, H, W), or None without any;
+    - `concept_images(concept, count, seed)`: images (N, 3, H, W) in [-1, 1] of a concept, and their prompts.
+    """
+
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    neighbours: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    eval_templates: dict[str, tuple[str, str | None, str]] = field(default_factory=dict, repr=False)
+    category: ClassVar[str]  # what is erased as unsafe content
+    unsafe_guidance: ClassVar[float | None] = None  # guidance scale of unsafe prompts, where it is not `sample`'s
+
+    def __post_init__(self):
+        self.retained = self.groups.get("retained", self.retained)
+
+    def concepts(self, group: str) -> tuple[str, ...]:
+        """The concepts of a group. Raises ValueError for an unknown group."""
+        if group not in self.groups:
+            raise ValueError(f"unknown concept group {group!r}: accepted are {', '.join(self.groups)}")
+        return self.groups[group]
+
+    def check_concepts(self, names: list[str]) -> None:
+        """Raise ValueError for a name that this world's judge does not know."""
+        known = self.groups["all"]
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 3, 0.5) or self.groups["classes"][:3]
+                raise ValueError(
+                    f"unknown concept {name!r}: accepted are the {len(known)} objects of "
+                    f'world.concepts("all"), such as {", ".join(near)}'
+                )
+
+    def unseen_classes(self, *groups: str) -> list[str]:
+        """The objects that no method sees: neither in these groups, nor retained, nor used for tuning."""
+        seen = set().union(*map(self.concepts, ("retained", "tuning", "tuning kept", *groups)))
+        return [o for o in self.concepts("all") if o not in seen]
+
+    def neutral_prompts(self, seeds: int) -> list[tuple[str, str, int]]:
+        """(prompt, object, seed) triples without unsafe content, to measure what erasing the category costs."""
+        return [(self.prompt(c), c, seed) for c in self.unseen_classes(self.category) for seed in range(seeds)]
+
+    def test_images(self, placements: int) -> tuple[torch.Tensor | None, list[str], list[str], int]:
+        """Real images the judges were not trained on: uint8 (N, 3, H, W), their objects and styles, and how many come first
+        that show each (object, style) once. None, and empty, where a world has none."""
+        return None, [], [], 0
+
+    def other_clips(self) -> dict[str, tuple]:
+        """Name -> open_clip model and tokeniser of CLIPs other than `clip`, to test whether results depend on the CLIP."""
+        return {}
+
+    def held_out_pairs(self) -> list[tuple[str, str]]:
+        """(object, style) pairs that the generator was not trained on, where that is known."""
+        return []
+
+    def disk_bytes(self) -> int:
+        """Size of the pipeline's weights, in the precision they have in memory."""
+        parts = (part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module))
+        return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())

@@ -1,0 +1,159 @@
+"""Studies of CLIP, recovery, attacks, continual erasure and cost: what their numbers, tables and figures rest on."""
+
+import copy
+import importlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from erasekit import paths
+from erasekit.artifacts import Erasure
+from erasekit.attention import Prompt
+from erasekit.baselines import erase, method_config
+from erasekit.sampling import sample
+from erasekit.studies import clip_models, clip_study, continual, cost, efficiency, recovery
+from erasekit.studies.kit.records import Record
+
+STUDIES = ("clip_study", "clip_models", "recovery", "attacks", "continual", "cost", "efficiency")
+
+
+def committed(study: str) -> Record:
+    return Record.read(paths.RECORDS / "emojinette" / "full" / f"{study}.json")
+
+
+def test_a_drop_from_the_base_ranks_where_styles_differ_in_level():
+    """One style scores high with or without it, so raw scores rank worse than drops do."""
+
+    def run(method, style, scores, present):
+        texts = dict.fromkeys(clip_study.TEXTS, scores)
+        return {"method": method, "erased": style, "judge": list(map(float, present)), "has style": present} | texts
+
+    runs = [
+        run("base", "a", [90.0, 91.0], [True, True]),
+        run("base", "b", [50.0, 51.0], [True, True]),
+        run("m", "a", [80.0, 91.0], [False, True]),
+        run("m", "b", [40.0, 51.0], [False, True]),
+    ]
+    found = clip_study.ranks(runs)["whole prompt"]
+    assert found["drop from the base"] == 1.0 == found["within a style"]
+    assert found["all"] == pytest.approx(1 - 3 / 12)
+    assert found["by method"] == {"m": 0.75}  # of its own four images
+
+
+def test_the_area_under_a_drawn_curve_is_the_recorded_one():
+    record = committed("clip_study")
+    frame = clip_study.image_rows(record.data["runs"])
+    for text, ranks in record.data["ranks"].items():
+        false, true = clip_study.roc_curve(frame[text], frame["has style"])
+        assert np.trapezoid(true, false) / 1e4 == pytest.approx(ranks["all"], abs=2e-3)  # ties are steps here
+    assert clip_study.ranks(record.data["runs"]) == record.data["ranks"]
+
+
+def test_a_clip_model_scores_a_records_images_as_when_they_were_sampled(world):
+    study = committed("clip_study")
+    run = next(r for r in study.data["runs"] if (r["method"], r["erased"]) == ("kpop", "openmoji"))
+    again = clip_models.rescore(world, world.clip, study, run)
+    for text in clip_study.TEXTS:
+        assert np.allclose(again[text], run[text], atol=0.05), text
+    assert again["judge"] == run["judge"]
+
+
+def test_merged_spm_adapters_do_what_each_does(toy):
+    config = method_config("spm", steps=2, batch_size=2)
+    one, other = (erase(toy, [c], "spm", config, progress=False) for c in ("church", "dog"))
+    both = continual.merge_adapters([one, other])
+    for layer in {name.rsplit(".", 1)[0] for name in both.adapters}:
+        product = both.adapters[f"{layer}.up"] @ both.adapters[f"{layer}.down"]
+        parts = sum(e.adapters[f"{layer}.up"] @ e.adapters[f"{layer}.down"] for e in (one, other))
+        assert torch.allclose(product, parts, atol=1e-6)
+    zeros = {n: torch.cat([t, torch.zeros_like(t)], 1 if n.endswith(".up") else 0) for n, t in one.adapters.items()}
+
+    def images(erasure):
+        return sample(toy.pipe, ["a picture of a church"], [0], erasure=erasure, num_inference_steps=2)
+
+    alone = images(Erasure({}, {}, both.info, zeros))  # the second adapter does nothing
+    assert torch.equal(alone, images(one))
+    assert not torch.equal(alone, images(continual.merge_adapters([one, one])))
+
+
+def test_tiles_of_a_key_by_its_weight():
+    greys = np.repeat([0, 10, 20], 2).astype(np.uint8)  # two images a weight
+    strip = Image.fromarray(np.repeat(np.tile(greys.repeat(4), (4, 1))[..., None], 3, axis=2))
+    record = SimpleNamespace(data={"log_weights": [-8, 0]}, images={"objects.kpop": strip})
+    tiles = recovery.weighted_tiles(record, "objects.kpop")
+    assert [[int(image.max()) for image in images] for images in tiles] == [[0, 0], [10, 10], [20, 20]]
+
+
+def test_what_is_shipped_is_the_public_part_and_the_keys():
+    key = Prompt(torch.zeros(3, 4), torch.zeros(3, 4))
+    erasure = Erasure({"a": torch.zeros(2, 5)}, {"church": key}, {}, {"b": torch.zeros(7, dtype=torch.float16)})
+    assert cost.shipped(erasure) == {"parameters shipped": 10 + 7 + 24, "bytes, public": 40 + 14, "bytes, keys": 96}
+
+
+def test_sampling_is_timed_against_the_base():
+    timed = {"base": 2.0, "erased": 2.0, "with the key": 2.1}
+    record = SimpleNamespace(data={"sampled": [{"method": "base"}, {"method": "kpop", "timed": timed}]})
+    assert cost.relative_times(record) == {"base": 100.0, "erased": 100.0, "with the key": pytest.approx(105.0)}
+
+
+def test_procedures_are_compared_with_the_published_one_on_their_split():
+    def run(procedure, split, evaluations, rate):
+        point = {"evaluations": evaluations, "seconds": evaluations / 10}
+        point |= {"ESR-1": rate, "PSR-1": 100.0, "others": rate - 1}
+        return {"procedure": procedure, "split": split, "points": [{"evaluations": 1}, point]}
+
+    runs = [run("ours", "S1", 10, 90.0), run("ours", "S1", 20, 94.0), run(efficiency.REFERENCE, "S1", 150, 80.0)]
+    runs += [run("ours", "S3", 30, 90.0), run(efficiency.REFERENCE, "S3", 60, 80.0)]
+    table = efficiency.table(SimpleNamespace(data={"runs": runs}))
+    assert table["evaluations, %"].to_dict() == {
+        "S1: ours": 10.0,
+        f"S1: {efficiency.REFERENCE}": 100.0,
+        "S3: ours": 50.0,
+        f"S3: {efficiency.REFERENCE}": 100.0,
+    }
+    assert table.loc["S1: ours", ["ESR-1", "others"]].to_list() == ["92.0 ± 2.0", "91.0 ± 2.0"]
+
+
+@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("few", [False, True])
+def test_figures_have_labels_and_no_empty_panel(study, few):
+    """Of the committed record, and of one with the methods of preset smoke."""
+    import matplotlib.pyplot as plt
+
+    module, record = importlib.import_module(f"erasekit.studies.{study}"), committed(study)
+    if few:
+        record = smaller(record, module.PRESETS["smoke"])
+    for name, figure in module.figures(record).items():
+        figure.draw_without_rendering()
+        for ax in figure.axes:
+            texts = [ax.get_title(), ax.get_xlabel(), ax.get_ylabel(), *(text.get_text() for text in ax.texts)]
+            assert not any("nan" in text.lower().split() for text in texts), name
+            assert ax.has_data() or ax.get_label() == "<colorbar>", f"{name} has an empty panel"
+        plt.close(figure)
+    assert len(module.table(record))
+
+
+def smaller(record: Record, settings) -> Record:
+    """A record of fewer methods, cases, splits and seeds."""
+    record = copy.copy(record)
+    data = record.data = copy.deepcopy(record.data)
+    for field, key in {
+        "methods": "method",
+        "sampled": "method",
+        "variants": "variant",
+        "procedures": "procedure",
+        "cases": "case",
+        "splits": "split",
+        "erased": "erased",
+    }.items():
+        keep = ("base", *getattr(settings, field, ()))
+        for part in ("runs", "rows", "sweep", "sampled"):
+            if len(keep) > 1 and part in data and not (field in ("methods", "sampled") and part == "sweep"):
+                data[part] = [row for row in data[part] if row.get(key, "base") in keep]
+    if "splits" in data:
+        data["splits"] = list(settings.splits)
+        data["operating_points"] = {name: data["operating_points"][name] for name in settings.procedures}
+    return record
