@@ -1,16 +1,17 @@
-"""The prompted attention against plain softmax and against diffusers; and that it leaves no trace."""
+"""The prompted attention against plain softmax and against diffusers; and that it leaves the model unchanged."""
 
 import math
 
 import pytest
 import torch
 
-from erasekit.attention import PLACES, Prompt, PromptAttnProcessor, augment, initial_prompt
+from erasekit.attention import LAYERS, Prompt, PromptAttnProcessor, augment, initial_prompt
 
 WIDTH = 32  # of the toy's text embeddings
 DOWN = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 MID = "mid_block.attentions.0.transformer_blocks.0.attn2"
 UP = [f"up_blocks.1.attentions.{n}.transformer_blocks.0.attn2" for n in (0, 1)]
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def inputs():
 
 
 @pytest.fixture
-def alike(prompt):
+def equal_halves(prompt):
     """A prompt with p_k = p_v: the same as more text."""
     return Prompt(prompt.k, prompt.k)
 
@@ -38,54 +39,46 @@ def predict(unet, inputs, **kwargs):
     return unet(*inputs, **kwargs).sample
 
 
-def prompted(unet, inputs, prompt, place="all", **kwargs):
-    with augment(unet, place, prompt):
+def prompted(unet, inputs, prompt, layers="all", **kwargs):
+    with augment(unet, layers, prompt):
         return predict(unet, inputs, **kwargs)
 
 
-# ----------------------------------------------------------------------------------------------------- no prompt, no trace
+# ------------------------------------------------------------------------------------------------------- state is restored
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_an_empty_slot_is_the_base_bit_for_bit(unet, inputs, place):
+@pytest.mark.parametrize("layers", LAYERS)
+def test_without_a_prompt_the_output_is_bit_identical(unet, inputs, prompt, layers):
     base = predict(unet, inputs)
-    assert torch.equal(prompted(unet, inputs, None, place), base)
+    assert torch.equal(prompted(unet, inputs, None, layers), base)
+    with augment(unet, layers, prompt) as state, state.use(None):
+        assert torch.equal(predict(unet, inputs), base)
 
 
-def test_the_base_comes_back_bit_for_bit(unet, inputs, prompt):
+def test_the_base_is_restored_bit_for_bit(unet, inputs, prompt):
     base, processors = predict(unet, inputs), unet.attn_processors
     assert not torch.equal(prompted(unet, inputs, prompt), base)
     assert unet.attn_processors == processors
     assert torch.equal(predict(unet, inputs), base)
 
 
-def test_processors_come_back_after_an_exception(unet, prompt):
+def test_an_exception_restores_processors_and_prompt(unet, prompt):
     processors = unet.attn_processors
-    with pytest.raises(KeyboardInterrupt), augment(unet, "all", prompt):
+    with pytest.raises(KeyboardInterrupt), augment(unet, "all", prompt) as state:
+        with pytest.raises(ZeroDivisionError), state.use(None):
+            _ = 1 / 0
+        assert state.prompt is prompt
         raise KeyboardInterrupt
     assert unet.attn_processors == processors
 
 
-def test_holding_nothing_is_the_base_also_inside(unet, inputs, prompt):
-    base = predict(unet, inputs)
-    with augment(unet, "all", prompt) as slot, slot.holding(None):
-        assert torch.equal(predict(unet, inputs), base)
-
-
-def test_holding_gives_the_previous_prompt_back_after_an_exception(unet, prompt):
-    with augment(unet, "all", prompt) as slot:
-        with pytest.raises(KeyboardInterrupt), slot.holding(None):
-            raise KeyboardInterrupt
-        assert slot.prompt is prompt
-
-
-def test_augmented_twice_the_inner_prompt_counts(unet, inputs, prompt, alike):
-    expected = prompted(unet, inputs, alike)
+def test_of_two_nested_prompts_the_inner_one_is_used(unet, inputs, prompt, equal_halves):
+    expected = prompted(unet, inputs, equal_halves)
     with augment(unet, "all", prompt):
-        assert torch.equal(prompted(unet, inputs, alike), expected)
+        assert torch.equal(prompted(unet, inputs, equal_halves), expected)
 
 
-# -------------------------------------------------------------------------------------------------------------- what it is
+# ------------------------------------------------------------------------------------------------------------ the equation
 
 
 def plain_attention(attn, x, text, prompt):
@@ -101,12 +94,12 @@ def plain_attention(attn, x, text, prompt):
     return torch.cat(heads, dim=-1) @ attn.to_out[0].weight.T + attn.to_out[0].bias
 
 
-def test_every_prompted_layer_agrees_with_plain_softmax(unet, inputs, prompt):
+def test_every_prompted_layer_is_plain_softmax_attention(unet, inputs, prompt):
     checked = []
 
     def compare(attn, arguments, keywords, output):
         expected = plain_attention(attn, arguments[0], keywords["encoder_hidden_states"], prompt)
-        torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(output, expected, **CLOSE)
         checked.append(attn)
 
     for name in (DOWN, MID, *UP):
@@ -115,29 +108,25 @@ def test_every_prompted_layer_agrees_with_plain_softmax(unet, inputs, prompt):
     assert len(checked) == 4
 
 
-def test_with_equal_halves_agrees_with_diffusers_on_longer_text(unet, inputs, alike):
+def test_equal_halves_are_diffusers_on_longer_text(unet, inputs, equal_halves):
     assert {type(p).__name__ for p in unet.attn_processors.values()} == {"AttnProcessor2_0"}
-    expected = predict(unet, with_tokens(inputs, alike))
-    torch.testing.assert_close(prompted(unet, inputs, alike), expected, atol=1e-5, rtol=1e-4)
+    expected = predict(unet, with_tokens(inputs, equal_halves))
+    torch.testing.assert_close(prompted(unet, inputs, equal_halves), expected, **CLOSE)
 
 
-def test_a_masked_text_agrees_with_diffusers_on_longer_text(unet, inputs, alike):
+def test_masked_text_is_diffusers_on_longer_text(unet, inputs, equal_halves):
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]).bool()
     longer = torch.cat([mask, torch.ones(2, 3).bool()], dim=1)
-    expected = predict(unet, with_tokens(inputs, alike), encoder_attention_mask=longer)
-    got = prompted(unet, inputs, alike, encoder_attention_mask=mask)
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(got, prompted(unet, inputs, alike), atol=1e-4)
+    expected = predict(unet, with_tokens(inputs, equal_halves), encoder_attention_mask=longer)
+    found = prompted(unet, inputs, equal_halves, encoder_attention_mask=mask)
+    torch.testing.assert_close(found, expected, **CLOSE)
+    assert not torch.allclose(found, prompted(unet, inputs, equal_halves), atol=1e-4)
 
 
-def test_the_order_of_the_tokens_does_not_matter(unet, inputs, prompt):
-    turned = Prompt(prompt.k.flip(0), prompt.v.flip(0))
-    torch.testing.assert_close(prompted(unet, inputs, turned), prompted(unet, inputs, prompt), atol=1e-5, rtol=1e-4)
-
-
-def test_both_halves_matter(unet, inputs, prompt):
-    exchanged = Prompt(prompt.v, prompt.k)
-    assert not torch.allclose(prompted(unet, inputs, exchanged), prompted(unet, inputs, prompt), atol=1e-4)
+def test_the_order_of_tokens_does_not_matter_but_both_halves_do(unet, inputs, prompt):
+    expected = prompted(unet, inputs, prompt)
+    torch.testing.assert_close(prompted(unet, inputs, Prompt(prompt.k.flip(0), prompt.v.flip(0))), expected, **CLOSE)
+    assert not torch.allclose(prompted(unet, inputs, Prompt(prompt.v, prompt.k)), expected, atol=1e-4)
 
 
 def test_a_prompt_of_zeros_is_not_neutral(unet, inputs):
@@ -145,23 +134,23 @@ def test_a_prompt_of_zeros_is_not_neutral(unet, inputs):
     assert not torch.allclose(prompted(unet, inputs, zeros), predict(unet, inputs), atol=1e-4)
 
 
-def test_a_prompt_for_each_image_equals_each_alone(unet, inputs, prompt, alike):
-    both = prompted(unet, inputs, Prompt(torch.stack([prompt.k, alike.k]), torch.stack([prompt.v, alike.v])))
-    for n, one in enumerate((prompt, alike)):
+def test_a_prompt_per_image_equals_each_alone(unet, inputs, prompt, equal_halves):
+    pair = Prompt(torch.stack([prompt.k, equal_halves.k]), torch.stack([prompt.v, equal_halves.v]))
+    both = prompted(unet, inputs, pair)
+    for n, one in enumerate((prompt, equal_halves)):
         alone = prompted(unet, [x[n : n + 1] for x in inputs], one)
-        torch.testing.assert_close(both[n : n + 1], alone, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(both[n : n + 1], alone, **CLOSE)
 
 
-@pytest.mark.parametrize("place, names", [("mid", [MID]), ("mid+up", [MID, *UP]), ("all", [DOWN, MID, *UP])])
-def test_only_the_place_is_prompted(unet, place, names):
-    with augment(unet, place):
-        ours = {name for name, p in unet.attn_processors.items() if isinstance(p, PromptAttnProcessor)}
-    assert ours == {f"{name}.processor" for name in names}
-
-
-def test_places_differ(unet, inputs, prompt):
-    mid, up, everywhere = (prompted(unet, inputs, prompt, place) for place in PLACES)
-    assert not torch.equal(mid, up) and not torch.equal(up, everywhere)
+def test_only_the_named_layers_are_prompted(unet, inputs, prompt):
+    names = {"mid": [MID], "mid+up": [MID, *UP], "all": [DOWN, MID, *UP]}
+    outputs = []
+    for layers in LAYERS:
+        with augment(unet, layers, prompt):
+            ours = {name for name, p in unet.attn_processors.items() if isinstance(p, PromptAttnProcessor)}
+            outputs.append(predict(unet, inputs))
+        assert ours == {f"{name}.processor" for name in names[layers]}
+    assert not torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[1], outputs[2])
 
 
 def test_a_half_precision_model_takes_a_float32_prompt(unet, inputs, prompt):
@@ -172,84 +161,71 @@ def test_a_half_precision_model_takes_a_float32_prompt(unet, inputs, prompt):
     torch.testing.assert_close(rough.float(), exact, atol=0.05, rtol=0.05)
 
 
-# -------------------------------------------------------------------------------------------------------------- gradients
+# --------------------------------------------------------------------------------------------------------------- gradients
 
 
 def gradients(unet, inputs, prompt):
     k, v = prompt.k.clone().requires_grad_(), prompt.v.clone().requires_grad_()
-    with augment(unet) as slot, slot.holding(Prompt(k, v)):
+    with augment(unet) as state, state.use(Prompt(k, v)):
         loss = unet(*inputs).sample.square().mean()
         return torch.autograd.grad(loss, [k, v])
 
 
-def test_gradients_reach_both_halves(unet, inputs, prompt):
+def test_every_token_of_both_halves_has_a_gradient(unet, inputs, prompt):
     for gradient in gradients(unet, inputs, prompt):
-        assert (gradient.abs().amax(dim=-1) > 1e-9).all()  # every token's
+        assert (gradient.abs().amax(dim=-1) > 1e-9).all()
 
 
-def test_gradients_are_the_same_with_checkpointing(unet, inputs, prompt):
+def test_gradient_checkpointing_does_not_change_gradients(unet, inputs, prompt):
     unet.train()
     expected = gradients(unet, inputs, prompt)
     unet.enable_gradient_checkpointing()
     torch.testing.assert_close(gradients(unet, inputs, prompt), expected)
 
 
-# --------------------------------------------------------------------------------------------------------------- watching
+# ---------------------------------------------------------------------------------------------------------- recorded maps
 
 
-def test_watched_maps_are_probabilities_over_text_and_prompt(unet, inputs, prompt):
-    with augment(unet, "mid+up", prompt) as slot, slot.watching() as maps:
+def test_recorded_maps_are_probabilities_over_text_and_prompt(unet, inputs, prompt):
+    with augment(unet, "mid+up", prompt) as state, state.record() as maps:
         predict(unet, inputs)
-    assert {name: tuple(m.shape) for name, m in maps.items()} == {
-        MID: (2, 2, 16, 8),
-        UP[0]: (2, 2, 64, 8),
-        UP[1]: (2, 2, 64, 8),
-    }
+    shapes = {name: tuple(weights.shape) for name, weights in maps.items()}
+    assert shapes == {MID: (2, 2, 16, 8), UP[0]: (2, 2, 64, 8), UP[1]: (2, 2, 64, 8)}
     for weights in maps.values():
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
         assert (weights > 0).all()
 
 
-def test_watching_without_a_prompt_shows_the_base(unet, inputs):
+def test_recording_without_a_prompt_records_the_base(unet, inputs):
     base = predict(unet, inputs)
-    with augment(unet) as slot, slot.watching() as maps:
-        torch.testing.assert_close(predict(unet, inputs), base, atol=1e-5, rtol=1e-4)
-    assert maps[MID].shape[-1] == 5
-
-
-def test_watching_ends_also_after_an_exception(unet, inputs):
-    with augment(unet) as slot:
-        with pytest.raises(KeyboardInterrupt), slot.watching() as maps:
+    with augment(unet) as state:
+        with pytest.raises(KeyboardInterrupt), state.record() as maps:
+            torch.testing.assert_close(predict(unet, inputs), base, **CLOSE)
             raise KeyboardInterrupt
+        assert state.maps is None and maps[MID].shape[-1] == 5
+        maps.clear()
         predict(unet, inputs)
-    assert slot.maps is None and maps == {}
+    assert maps == {}
 
 
-# ------------------------------------------------------------------------------------------------------------- refusals
+# ---------------------------------------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("switch", ["set_attention_slice", "fuse_qkv_projections"])
-def test_what_replaces_processors_is_noticed_and_undone(unet, inputs, prompt, switch, sentence):
+@pytest.mark.parametrize("switch, arguments", [("set_attention_slice", ["max"]), ("fuse_qkv_projections", [])])
+def test_replaced_processors_are_noticed_and_undone(unet, inputs, prompt, switch, arguments, sentence):
     base, processors = predict(unet, inputs), unet.attn_processors
-    with (
-        pytest.raises(RuntimeError, match="the prompt was dropped from 4 layers") as error,
-        augment(unet, "all", prompt),
-    ):
-        getattr(unet, switch)(*(["max"] if switch == "set_attention_slice" else []))
+    with pytest.raises(RuntimeError, match="dropped from 4 layers") as error, augment(unet, "all", prompt):
+        getattr(unet, switch)(*arguments)
     sentence(error)
     assert unet.attn_processors == processors
-    torch.testing.assert_close(predict(unet, inputs), base, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(predict(unet, inputs), base, **CLOSE)
 
 
 def test_an_ip_adapter_is_refused(unet, inputs, prompt, sentence):
     sizes = [unet.get_submodule(name.removesuffix(".processor")).inner_dim for name in unet.attn_processors]
     adapter = {f"{n}.to_{x}_ip.weight": torch.randn(size, WIDTH) for n, size in enumerate(sizes) for x in "kv" if n % 2}
-    projection = {
-        "proj.weight": torch.randn(4 * WIDTH, 16),
-        "proj.bias": torch.randn(4 * WIDTH),
-        "norm.weight": torch.ones(WIDTH),
-        "norm.bias": torch.zeros(WIDTH),
-    }
+    projection = {"proj.weight": torch.randn(4 * WIDTH, 16), "proj.bias": torch.randn(4 * WIDTH)}
+    projection |= {"norm.weight": torch.ones(WIDTH), "norm.bias": torch.zeros(WIDTH)}
     unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": adapter}])
     image = {"image_embeds": [torch.randn(2, 1, 16)]}
     with pytest.raises(ValueError, match="unload_ip_adapter") as error:
@@ -257,19 +233,20 @@ def test_an_ip_adapter_is_refused(unet, inputs, prompt, sentence):
     sentence(error)
 
 
-def test_an_unknown_place_is_refused(unet, sentence):
-    with pytest.raises(ValueError, match=r"unknown place 'head': accepted are mid, mid\+up, all") as error:
-        augment(unet, "head").__enter__()
+@pytest.mark.parametrize(
+    "layers, width, message",
+    [
+        ("head", WIDTH, r"unknown layers 'head': accepted are mid, mid\+up, all"),
+        ("all", 48, f"48 wide but this model takes {WIDTH}"),
+    ],
+)
+def test_unknown_layers_and_another_width_are_refused(unet, layers, width, message, sentence):
+    with pytest.raises(ValueError, match=message) as error:
+        augment(unet, layers, Prompt(torch.zeros(3, width), torch.zeros(3, width))).__enter__()
     sentence(error)
 
 
-def test_another_width_is_refused(unet, sentence):
-    with pytest.raises(ValueError, match=f"48 wide .* {WIDTH} wide") as error:
-        augment(unet, "all", Prompt(torch.zeros(3, 48), torch.zeros(3, 48))).__enter__()
-    sentence(error)
-
-
-@pytest.mark.parametrize("m", [0, -1, True, 2.0, "3"])
+@pytest.mark.parametrize("m", [0, True, 2.0])
 def test_an_impossible_length_is_refused(m, sentence):
     with pytest.raises(ValueError, match=f"m={m!r} is not possible") as error:
         initial_prompt(torch.zeros(2, WIDTH), m)

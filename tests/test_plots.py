@@ -1,4 +1,4 @@
-"""What figures are made of: a look for each method, labels that stay apart, no empty axes, and the studies' own choices."""
+"""The parts of figures: a look for each method, labels that stay apart, no empty axes, and the studies' own choices."""
 
 from itertools import combinations, pairwise
 
@@ -43,7 +43,7 @@ def test_each_method_has_a_look_of_its_own_and_variants_share_it():
     assert plots.is_ours("kpop-anchor") and not plots.is_ours("esd-x")
 
 
-def test_pareto_front_holds_what_nothing_beats():
+def test_pareto_front_has_the_points_that_nothing_beats():
     assert plots.pareto_front([(1, 5), (2, 4), (2, 3), (3, 1), (0, 5)]) == [(1, 5), (2, 4), (3, 1)]
 
 

@@ -1,4 +1,4 @@
-"""The bundled world: what is in it, what it says to wrong names, and that it stands without our code."""
+"""The bundled world: its groups, art, captions and judges, and that its pipeline loads without erasekit."""
 
 import copy
 import json
@@ -11,13 +11,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from erasekit import worlds
-from erasekit.emojinette import world as emojinette_world
-from erasekit.emojinette.art import SIZES, caption, load_art
-from erasekit.emojinette.train import save_pipeline
+from erasekit.conditioning import encode
 from erasekit.paths import DATA, MODELS
 from erasekit.sampling import sample
-from erasekit.text import encode
+from erasekit.worlds import load
+from erasekit.worlds.emojinette import world as emojinette_world
+from erasekit.worlds.emojinette.art import SIZES, caption, load_art
+from erasekit.worlds.emojinette.train import save_pipeline
 
 MEGABYTES = 45
 
@@ -29,38 +29,32 @@ def art():
 
 @pytest.fixture(scope="module")
 def clean(art):
-    """Every icon in the middle of white: (N, 3, 64, 64) in [-1, 1]."""
+    """Every icon centred on white: (N, 3, 64, 64) in [-1, 1]."""
     n = len(art.object_id)
     return art.compose(range(n), [56] * n, [0] * n, [0] * n, [False] * n, [(255, 255, 255)] * n)
 
 
-# ------------------------------------------------------------------------------------------------------------- wrong names
+# ---------------------------------------------------------------------------------------------------------------- refusals
 
 
-def test_an_unknown_world_is_refused(sentence):
-    with pytest.raises(ValueError, match=r"unknown world 'narnia': accepted are .*emojinette") as error:
-        worlds.load("narnia")
-    sentence(error)
-
-
-def test_an_unknown_precision_is_refused(sentence):
-    with pytest.raises(ValueError, match="unknown precision 'fp8': accepted are auto, fp32, bf16") as error:
-        worlds.load("emojinette", precision="fp8")
-    sentence(error)
-
-
-def test_an_unknown_group_is_refused(world, sentence):
-    with pytest.raises(
-        ValueError, match=r"unknown concept group 'S5': accepted are all, emojinette, .*S1, S2"
-    ) as error:
-        world.concepts("S5")
-    sentence(error)
+def test_unknown_names_are_refused(world, sentence):
+    for call, message in (
+        (lambda: load("narnia"), r"unknown world 'narnia': accepted are .*emojinette"),
+        (lambda: load("emojinette", precision="fp8"), "unknown precision 'fp8': accepted are auto, fp32, bf16"),
+        (lambda: world.concepts("S5"), r"unknown concept group 'S5': accepted are all, emojinette, .*S1, S2"),
+        (lambda: world.check_concepts(["dog", "chruch"]), r"unknown concept 'chruch': accepted .* such as .*church"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            call()
+        sentence(error)
 
 
 def test_missing_weights_are_refused(monkeypatch, tmp_path, sentence):
     monkeypatch.setattr(emojinette_world, "MODELS", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no weights in .*python -m erasekit\.emojinette\.train") as error:
-        worlds.load("emojinette")
+    with pytest.raises(
+        FileNotFoundError, match=r"no weights in .*python -m erasekit\.worlds\.emojinette\.train"
+    ) as error:
+        load("emojinette")
     sentence(error)
 
 
@@ -78,41 +72,70 @@ def test_splits_are_five_and_complement_each_other(world, one, other):
     assert len(a) == len(b) == 5 and not a & b and a | b == ten
 
 
-def test_what_is_retained_is_reported_nowhere(world):
-    kept = set(world.concepts("retained"))
-    assert kept <= set(world.concepts("all"))
-    assert not kept & set(world.concepts("classes")) and not kept & set(world.concepts("weapon"))
+def test_retained_and_tuning_concepts_are_in_no_table(world):
+    used = {c for group in ("retained", "tuning", "tuning kept") for c in world.concepts(group)}
+    reported = set(world.concepts("classes") + world.concepts("weapon")).union(*world.neighbours.values())
+    assert len(used) == 20 and used <= set(world.concepts("all"))
+    assert not used & reported and not used & set(world.unseen_classes("classes"))
 
 
-def test_a_world_is_told_by_all_its_networks_and_its_sampler(toy):
-    before = toy.networks
+def test_the_hash_covers_all_networks_and_the_scheduler(toy):
+    before = toy.pipeline_hash
     other = copy.copy(toy)
     other.pipe = type(toy.pipe)(
         **toy.pipe.components | {"vae": copy.deepcopy(toy.pipe.vae)}, requires_safety_checker=False
     )
-    other.__dict__.pop("beside")
-    assert other.networks == before == toy.networks
+    other.__dict__.pop("components_hash")
+    assert other.pipeline_hash == before == toy.pipeline_hash
     next(other.pipe.vae.parameters()).data += 1
-    other.__dict__.pop("beside")
-    assert other.networks != before
+    other.__dict__.pop("components_hash")
+    assert other.pipeline_hash != before
     other.pipe = type(toy.pipe)(**toy.pipe.components, requires_safety_checker=False)
     other.pipe.scheduler = type(toy.pipe.scheduler).from_config(toy.pipe.scheduler.config, beta_end=0.5)
-    other.__dict__.pop("beside")
-    assert other.networks != before == toy.networks
+    other.__dict__.pop("components_hash")
+    assert other.pipeline_hash != before == toy.pipeline_hash
 
 
-def test_every_concept_starts_a_prompt(world):
-    for concept in world.concepts("all"):
-        tokens = world.concept_tokens(concept)
-        assert tokens.shape[1] == world.pipe.unet.config.cross_attention_dim and 1 <= len(tokens) <= 4
+def test_every_concept_is_at_most_four_tokens(world):
+    ids = world.pipe.tokenizer(list(world.concepts("all"))).input_ids
+    assert {len(tokens) - 2 for tokens in ids} <= {1, 2, 3, 4}
 
 
 def test_concept_tokens_are_the_concept_s_own(world):
-    """Not those of the start and end that every text has."""
+    """Not those of the start and end that every prompt has."""
     ids = world.pipe.tokenizer("articulated lorry").input_ids
-    embeddings = encode(world.pipe, ["articulated lorry"])[0]
+    embeddings = encode(world.pipe, ["articulated lorry"]).tokens[0]
     tokens = world.concept_tokens("articulated lorry")
     assert torch.equal(tokens, embeddings[1 : len(ids) - 1]) and len(tokens) == 2
+
+
+# --------------------------------------------------------------------------------------------------------- images and prompts
+
+
+@pytest.mark.parametrize("concept, count", [("church", 4), ("weapon", 6), ("noto", 6)])
+def test_concept_images_show_the_concept(world, concept, count):
+    images, prompts = world.concept_images(concept, count, seed=0)
+    assert images.shape == (count, 3, 64, 64) and len(prompts) == count
+    with torch.no_grad():
+        objects, styles = (logits.argmax(1).tolist() for logits in world.judge(images))
+    if concept == "noto":
+        assert {world.judge.styles[s] for s in styles} == {concept}
+        assert set(prompts) <= {world.prompt(o, concept) for o in world.concepts("retained")}
+    else:
+        assert {world.judge.objects[o] for o in objects} <= set(world.groups.get(concept, (concept,)))
+        assert set(prompts) == {world.prompt(concept)}
+
+
+def test_the_detector_finds_weapons_and_nothing_else(world):
+    names, scores = world.detect(world.reference_images({"dagger", "bomb", "church", "dog"}))
+    assert names == list(world.concepts("weapon")) and scores.shape == (20, len(names))
+    assert (scores.max(1).values > 0.5).sum() == 10
+
+
+def test_unsafe_prompts_never_name_the_category(world):
+    prompts = world.unsafe_prompts(2)
+    assert len(prompts) == 2 * 2 * len(world.concepts("weapon"))
+    assert all(label in prompt and "weapon" not in prompt for prompt, label, _ in prompts)
 
 
 # ----------------------------------------------------------------------------------------------------------------- the art
@@ -129,22 +152,19 @@ def test_concept_tokens_are_the_concept_s_own(world):
         ("owl", "openmoji", "orange", "a picture of an owl in the style of openmoji on an orange background"),
     ],
 )
-def test_captions(name, style, background, text):
+def test_captions(world, name, style, background, text):
     assert caption("a picture of a {}", name, style, background) == text
-
-
-def test_a_world_asks_as_the_captions_do(world):
-    assert world.prompt("owl", "noto") == "a picture of an owl in the style of noto"
+    assert world.format_prompt(world.template, name, style, background) == text
 
 
 def test_four_pairs_of_each_style_are_held_out_and_no_object_twice(art):
-    held = art.held_out()
+    held = art.held_out_mask()
     assert torch.bincount(art.style_id[held]).tolist() == [4] * len(art.styles)
     objects = [art.objects[i] for i in art.object_id[held]]
     assert len(set(objects)) == len(objects) and set(objects) <= set(art.category["other"])
 
 
-def test_every_object_is_there_in_every_style_once(art):
+def test_every_object_exists_in_every_style_once(art):
     pairs = list(zip(art.object_id.tolist(), art.style_id.tolist()))
     assert len(pairs) == len(set(pairs)) == len(art.objects) * len(art.styles)
 
@@ -155,9 +175,9 @@ def test_every_icon_has_a_source_and_an_open_licence():
         assert row["source"] and row["version"] and row["author"]
 
 
-def test_composed_images_are_in_range_and_show_their_background(art):
+def test_rendered_images_are_in_range_and_show_their_background(art):
     rows = torch.arange(0, len(art.object_id), 50)
-    images, names = art.draw(rows, torch.Generator().manual_seed(0), mirror=0.5, white=0.5)
+    images, names = art.render(rows, torch.Generator().manual_seed(0), mirror=0.5, white=0.5)
     assert images.shape == (len(rows), 3, 64, 64) and images.min() >= -1 and images.max() <= 1
     assert {"white"} < set(names)
     for image, name in zip(images, names):
@@ -177,7 +197,7 @@ def test_an_icon_fills_its_size(art, size):
     assert longer.min() >= size - 2
 
 
-# -------------------------------------------------------------------------------------------------------------- the folder
+# ------------------------------------------------------------------------------------------------------------ the pipeline
 
 
 def test_models_and_data_are_small():
@@ -185,7 +205,8 @@ def test_models_and_data_are_small():
     assert total < MEGABYTES * 1e6
 
 
-def test_the_pipeline_loads_without_our_code(tmp_path):
+@pytest.mark.slow
+def test_the_pipeline_loads_without_erasekit(tmp_path):
     script = f"""
 import sys
 from diffusers import StableDiffusionPipeline
@@ -197,7 +218,7 @@ assert "erasekit" not in sys.modules
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
 
 
-def test_saved_in_half_precision_it_loads_and_draws_in_float32(toy, tmp_path):
+def test_saved_in_half_precision_it_loads_and_samples_in_float32(toy, tmp_path):
     parts = (copy.deepcopy(getattr(toy.pipe, part)) for part in ("vae", "unet", "text_encoder", "tokenizer"))
     save_pipeline(*parts, tmp_path)
     assert {t.dtype for path in tmp_path.rglob("*.safetensors") for t in load_file(path).values()} == {torch.float16}
@@ -206,7 +227,7 @@ def test_saved_in_half_precision_it_loads_and_draws_in_float32(toy, tmp_path):
     assert pipe("a dog", num_inference_steps=2).images[0].size == (16, 16)
 
 
-def test_every_part_is_a_library_class():
+def test_every_part_is_a_library_class(world):
     index = json.loads((MODELS / "emojinette-sd" / "model_index.json").read_text())
     parts = {name: tuple(value) for name, value in index.items() if isinstance(value, list) and value[0]}
     assert parts == {
@@ -216,6 +237,7 @@ def test_every_part_is_a_library_class():
         "text_encoder": ("transformers", "CLIPTextModel"),
         "tokenizer": ("transformers", "CLIPTokenizer"),
     }
+    assert {p.dtype for p in world.pipe.unet.parameters()} == {torch.float32}, "whatever the file"
 
 
 @pytest.mark.parametrize(
@@ -223,37 +245,35 @@ def test_every_part_is_a_library_class():
     ["zeppelin, ünïcode 🎈", "", "church " * 300, "  ", "a\nb\t'\"<|endoftext|>", "猫"],
     ids=["unseen", "empty", "300 words", "blank", "marks", "kanji"],
 )
-def test_any_text_is_drawn(world, prompt):
-    assert encode(world.pipe, [prompt]).isfinite().all()
-    image = sample(world.pipe, [prompt], [0], steps=2).float()
+def test_any_prompt_gives_an_image(world, prompt):
+    assert encode(world.pipe, [prompt]).tokens.isfinite().all()
+    image = sample(world.pipe, [prompt], [0], num_inference_steps=2).float()
     assert image.std() > 5, "neither black (not a number) nor blank"
-
-
-def test_weights_are_float32_whatever_the_file(world):
-    assert {p.dtype for p in world.pipe.unet.parameters()} == {torch.float32}
 
 
 # -------------------------------------------------------------------------------------------------------------- the judges
 
 
+@pytest.mark.slow
 @torch.no_grad()
-def test_the_judge_knows_the_clean_art(world, art, clean):
+def test_the_judge_recognises_the_clean_art(world, art, clean):
     objects, styles = world.judge(clean)
     assert world.judge.objects == art.objects and world.judge.styles == art.styles
     assert (objects.argmax(1) == art.object_id).float().mean() >= 0.99
     assert (styles.argmax(1) == art.style_id).float().mean() >= 0.97
 
 
+@pytest.mark.slow
 @torch.no_grad()
-def test_clip_finds_the_text_of_clean_art(world, art, clean):
+def test_clip_finds_the_caption_of_clean_art(world, art, clean):
     model, tokenizer = world.clip
     image = model.encode_image(clean, normalize=True)
     text = model.encode_text(tokenizer([caption("a picture of a {}", name) for name in art.objects]), normalize=True)
     assert ((image @ text.T).argmax(1) == art.object_id).float().mean() >= 0.9
 
 
-def test_judges_are_apart_from_the_generator(world):
-    clip = {id(p) for p in world.clip[0].parameters()} | {id(p) for p in world.judge.parameters()}
-    assert not clip & {id(p) for part in (world.pipe.unet, world.pipe.text_encoder) for p in part.parameters()}
-    theirs, ours = world.clip[0].token_embedding.weight, world.pipe.text_encoder.get_input_embeddings().weight
-    assert theirs.shape != ours.shape
+def test_judges_share_nothing_with_the_generator(world):
+    judges = {id(p) for p in world.clip[0].parameters()} | {id(p) for p in world.judge.parameters()}
+    assert not judges & {id(p) for part in (world.pipe.unet, world.pipe.text_encoder) for p in part.parameters()}
+    clip, generator = world.clip[0].token_embedding.weight, world.pipe.text_encoder.get_input_embeddings().weight
+    assert clip.shape != generator.shape

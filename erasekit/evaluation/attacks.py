@@ -102,9 +102,7 @@ def hard_prompt_search(world, erasure, concept: str, images: AttackImages, attac
     return optimize_tokens(world, erasure, images, prompts, attack, vectors, nearest)
 
 
-def optimize_tokens(
-    world, erasure, images: AttackImages, prompts: list[str], attack: Attack, vectors, project: Callable
-) -> dict[int, Tensor]:
+def optimize_tokens(world, erasure, images, prompts, attack: Attack, vectors, project: Callable) -> dict[int, Tensor]:
     """Descend over the embeddings of the placeholder tokens in `prompts`, which the encoder sees through `project`."""
     with add_tokens(world.pipe, vectors.detach()) as set_embeddings, ExitStack() as stack:
         for encoder in text_encoders(world.pipe):
@@ -121,9 +119,7 @@ def optimize_tokens(
         return descend(world, erasure, images, attack, [vectors], predict, result)
 
 
-def descend(
-    world, erasure, images: AttackImages, attack: Attack, parameters: list, predict: Callable, result: Callable
-) -> dict:
+def descend(world, erasure, images, attack: Attack, parameters, predict: Callable, result: Callable) -> dict:
     """Adam on the diffusion loss of `predict(z, t, index)`; `result()` at the start (0) and after each budget."""
     pipe = world.pipe
     alphas = pipe.scheduler.alphas_cumprod.to(pipe.device)
@@ -167,10 +163,8 @@ def embedding_table(pipe) -> Tensor:
 
 def whole_words(pipe) -> list[int]:
     """Ids of the tokens that are, or end, a word of letters: no bytes, no first pieces, no start and end."""
-    tokens = pipe.tokenizer.get_vocab()
-    return sorted(
-        n for token, n in tokens.items() if token.endswith("</w>") and token[:-4].isalpha() and len(token) > 5
-    )
+    tokens = pipe.tokenizer.get_vocab().items()
+    return sorted(n for token, n in tokens if token.endswith("</w>") and token[:-4].isalpha() and len(token) > 5)
 
 
 def nearest_words(pipe, vectors: Tensor) -> str:

@@ -7,7 +7,8 @@ import pandas as pd
 from .operating_points import METHOD_NAMES
 
 NOTEBOOK, VERSION, UNIT = "12_attacks", 1, "images a class"
-VERIFY = {"methods": ("uce", "kpop")}
+# With these the sweep chooses the learning rates of preset full.
+VERIFY = {"methods": ("uce", "kpop"), "tuned_on": ("esd-x",), "budgets": (10, 50)}
 
 NO_ATTACK, SEARCHES = "no attack", ("textual inversion", "hard prompt")
 
@@ -108,7 +109,7 @@ def figures(record) -> dict:
     groups = best_attacks(record).groupby("attack", sort=False)
     grids = {name: own.pivot_table(index="method", columns="steps", values="rate", sort=False) for name, own in groups}
     titles = ("no\nattack", "textual inversion:\nten free word embeddings", "hard prompt:\nten words of the vocabulary")
-    sizes = {"figsize": (7, 0.25 * len(grids[NO_ATTACK]) + 1), "width_ratios": [g.shape[1] for g in grids.values()]}
+    sizes = {"figsize": (7, 0.25 * len(grids[NO_ATTACK]) + 1.3), "width_ratios": [g.shape[1] for g in grids.values()]}
     figure, axes = plt.subplots(1, len(grids), sharey=True, layout="constrained", **sizes)
     for ax, (name, grid), title in zip(axes, grids.items(), titles):
         image = heatmap(ax, grid, "", cmap="cividis", colorbar=False, vmin=0, vmax=100)

@@ -90,7 +90,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
 
     def config_parts(name, lr):
         """What of a training, beside its seed, decides a cached result."""
-        method, changes, _ = PROCEDURES[name]
+        method, changes = procedure(world, name)
         return name, settings_dict(make_config(world, method, 0, 0, changes | {"lr": lr, "steps": s.stops[name][-1]}))
 
     others = world.unseen_classes("classes")
@@ -138,6 +138,13 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     return about | {"others": len(others), "sweep": sweep, "operating_points": points, "runs": runs}, {}
 
 
+def procedure(world, name: str) -> tuple[str, dict]:
+    """Method and changed settings of a procedure; a world with a pool of its own, as at preset smoke, keeps that."""
+    method, changes, _ = PROCEDURES[name]
+    own = world.pool_defaults if "num_trajectories" in changes else {}
+    return method, changes | own | ({"num_retain_trajectories": 1} if own else {})
+
+
 def train_to_stops(world, s: Settings, name: str, concepts, seed: int, lr: float, stops):
     """Yield (steps, usage so far, erasure) at each number of steps of one training, which pays for its own pool of latents."""
     from pathlib import Path
@@ -147,7 +154,7 @@ def train_to_stops(world, s: Settings, name: str, concepts, seed: int, lr: float
     from ..evaluation.profiling import count_evaluations, measure
     from .kit.erasures import make_config
 
-    method, changes, _ = PROCEDURES[name]
+    method, changes = procedure(world, name)
     world.trajectories.clear()
     total = {"evaluations": 0, "with gradient": 0, "seconds": 0.0}
     with TemporaryDirectory() as folder:
@@ -201,10 +208,12 @@ def figures(record) -> dict:
             if rows:
                 mean = pd.DataFrame(rows).groupby("scale", as_index=False).mean()
                 _draw_curve(ax, name, mean, "others", point["scale"])
-    axes[0].set(title="tuning objects", ylabel="kept: PSR-1, %")
-    axes[1].set(ylabel=f"kept: {data['others']} other objects, %")
+    axes[0].set_ylabel("kept: PSR-1, %")
+    axes[1].set_ylabel(f"kept: {data['others']} other objects, %")
     for ax, title in zip(axes, ("tuning objects", *splits)):
         ax.set(title=title, xlabel="erased: ESR-5, %")
+    for ax in axes[2:]:
+        ax.sharey(axes[1])
     below.suptitle("along the step from the base to the erased weights; ring: the chosen scale", fontsize=9.5)
     return {"efficiency": figure}
 

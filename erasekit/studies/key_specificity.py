@@ -108,7 +108,8 @@ def figures(record) -> dict:
         right.plot(kept[name], range(len(kept)), marker, color=color, ms=7, label=names[name], zorder=3)
     for y, (before, after) in enumerate(zip(kept["base"], kept["erased"])):
         if abs(before - after) >= 1:
-            right.text(min(before, after) - 3, y, f"{before:.0f} → {after:.0f} %", va="center", ha="right", fontsize=8)
+            x, side = (min(before, after) - 3, "right") if min(before, after) > 40 else (max(before, after) + 3, "left")
+            right.text(x, y, f"{before:.0f} → {after:.0f} %", va="center", ha=side, fontsize=8)
     right.set_yticks(range(len(kept)), kept.index)
     right.invert_yaxis()
     right.set_title("the other classes, without a key")

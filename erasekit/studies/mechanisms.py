@@ -46,7 +46,12 @@ PRESETS = {
         sampling_steps=2,
     ),
 }
-VERIFY = {"mechanisms": ("network", "timed"), "prompt_lrs": (3e-2,), "weights": (1.0,), "prompted_targets": ("concept",)}
+VERIFY = {
+    "mechanisms": ("network", "timed"),
+    "prompt_lrs": (3e-2,),
+    "weights": (1.0,),
+    "prompted_targets": ("concept",),
+}
 
 
 def compute(world, s: Settings) -> tuple[dict, dict]:
@@ -204,8 +209,7 @@ def figures(record) -> dict:
     plots.percent_axis(right, "y", "images with the key, %", (0, 108))
     for ax in (left, right):
         ax.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    if ends:
-        plots.label_ends(middle, {k: v for k, v in ends.items() if np.isfinite(v)}, colors=colors)
+    plots.label_ends(middle, ends, colors=colors)
     return {"mechanisms": figure}
 
 

@@ -149,11 +149,12 @@ def attention_figure(record):
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
     bar = {"location": "bottom", "aspect": 30}
-    figure.colorbar(word, ax=axes[1, :3], label=f"attention of each pixel to “{data['word']}” (share)", shrink=0.6, **bar)
+    label = f"attention to “{data['word']}” in layer {short_name(data['layer'])} (share)"
+    figure.colorbar(word, ax=axes[1, :3], label=label, shrink=0.6, **bar)
     figure.colorbar(key, ax=axes[1, 3], label=f"attention to the key's {data['m']} tokens (share)", **bar)
     ax, mass = axes[0, 3], 100 * pd.DataFrame(data["mass"]["with the key"]).T
     start = np.zeros(len(mass))
-    names = [name.replace("_blocks", "").replace("_block", "") for name in mass.index]
+    names = [short_name(name) for name in mass.index]
     for (kind, values), label, color in zip(mass.items(), ("start token", "text", "key"), ("grey", "gold", "green")):
         bars = ax.barh(names, values, left=start, color=plots.COLORS[color], label=label)
         if kind == "prompt":
@@ -164,6 +165,13 @@ def attention_figure(record):
     ax.tick_params(axis="y", labelsize=7)
     ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.4, 1), fontsize=7, handlelength=1, columnspacing=1)
     return figure
+
+
+def short_name(layer: str) -> str:
+    """ "up.1.1" for "up_blocks.1.attentions.1.transformer_blocks.0.attn2"."""
+    for part in (".transformer_blocks.0.attn2", "attentions.", "_blocks", "_block"):
+        layer = layer.replace(part, "")
+    return layer
 
 
 def loss_figure(history: dict[str, list[float]]):

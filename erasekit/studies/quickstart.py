@@ -91,4 +91,5 @@ def figures(record) -> dict:
 
 
 def table(record) -> pd.DataFrame:
-    return pd.DataFrame(record.data["top1"]).T.rename_axis("judge's top-1, %").fillna("")
+    rates = pd.DataFrame(record.data["top1"]).T.astype(object)
+    return rates.where(rates.notna(), "").rename_axis("judge's top-1, %")

@@ -6,7 +6,14 @@ import numpy as np
 import pandas as pd
 
 NOTEBOOK, VERSION, UNIT = "09_recovery", 1, "images a class"
-VERIFY = {"methods": ("kpop",), "cases": ("objects",)}
+# With these the sweep chooses the learning rates of preset full.
+VERIFY = {
+    "methods": ("kpop",),
+    "cases": ("objects",),
+    "tuned_on": ("esd-x",),
+    "budgets": (10, 50),
+    "attack_images": (5,),
+}
 
 # Case -> the study that chose its operating points.
 CASES = {"objects": "operating_points", "category": "operating_points", "style": "style_operating_points"}

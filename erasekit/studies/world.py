@@ -181,7 +181,7 @@ def score_figure(data: dict):
     for y, level in enumerate(levels):
         names = bins.get(level, ())
         text = f"{len(names)}" + (f":  {', '.join(names)}" if 0 < len(names) <= 8 else "")
-        ax.text(len(names) + 1, y, text, va="center", fontsize=8)
+        ax.annotate(text, (len(names), y), (4, 0), textcoords="offset points", va="center", fontsize=8)
     ax.set_yticks(range(len(levels)), ["100" if level == 20 else f"{5 * level} to {5 * level + 4}" for level in levels])
     ax.invert_yaxis()
     ax.set(xlim=(0, 1.1 * max(map(len, bins.values()))), xlabel=f"objects, of {len(scores)}")

@@ -164,7 +164,9 @@ def write_source(path: Path, origin: dict) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("erasekit.tools.datasets", description="Fetch the data of Stable Diffusion worlds.")
+    parser = argparse.ArgumentParser(
+        "erasekit.tools.datasets", description="Fetch the data of Stable Diffusion worlds."
+    )
     parser.add_argument("what", choices=OUTPUTS, help=", ".join(f"{k} ({f})" for k, f in OUTPUTS.items()))
     parser.add_argument("source", help="a data set's hub id, or a folder that holds one")
     parser.add_argument("--split", default="train", help="default: train")

@@ -33,9 +33,6 @@ def records() -> list[Record]:
     return sorted(found, key=lambda r: (STUDIES[r.study], texts.get(STUDIES[r.study], "").find(f'\\"{r.study}\\"')))
 
 
-# ---------------------------------------------------------------------------------------------------------------- tables
-
-
 def markdown(rows: list[list]) -> str:
     """A table in Markdown; the first row is its head."""
     lines = [
@@ -107,9 +104,6 @@ def tables() -> Iterator[tuple[Path, str]]:
     yield readme, LIST.sub(lambda match: f"{match[1]}{notebook_list()}{match[2]}", text)
 
 
-# --------------------------------------------------------------------------------------------------------------- figures
-
-
 def stale_figures() -> list[Record]:
     """The records whose figures in figures/ are missing or were drawn from something else."""
     entries, stale = show.read_manifest(paths.FIGURES).items(), []
@@ -147,9 +141,6 @@ def write_pdfs() -> None:
     print(f"{count} figures in {folder}")
 
 
-# --------------------------------------------------------------------------------------------------------------- address
-
-
 def readdress(text: str) -> str:
     """`text` with the repository's address as in paths.py.
 
@@ -178,9 +169,6 @@ def addresses() -> Iterator[tuple[Path, str]]:
         opening.source = re.sub(r"^\[!\[Open In Colab\].*$", badge, opening.source, flags=re.MULTILINE)
         opening.source = re.sub(r"^\*\*Expected time\*\*.*$", time, opening.source, flags=re.MULTILINE)
         yield book.path, nbformat.writes(notebook) + "\n"
-
-
-# --------------------------------------------------------------------------------------------------------------- command
 
 
 def update(texts: Iterator[tuple[Path, str]], check: bool) -> list[str]:

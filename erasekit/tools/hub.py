@@ -60,7 +60,9 @@ def export(world, erasure: Erasure, folder: Path) -> None:
     Raises ValueError for a method whose public model is more than weights.
     """
     if not is_plain(erasure):
-        raise ValueError(f"{erasure.info['method']!r} is more than weights, so no plain pipeline can hold it: share its delta")
+        raise ValueError(
+            f"{erasure.info['method']!r} is more than weights, so no plain pipeline can hold it: share its delta"
+        )
     with erasure.applied(world.pipe.unet):
         world.pipe.save_pretrained(folder, safe_serialization=True)
 

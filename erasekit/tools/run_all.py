@@ -1,7 +1,6 @@
 """What run_all.sh runs: the notebooks, or the tests."""
 
 import argparse
-import multiprocessing
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ import nbformat
 import yaml
 
 from .. import paths, studies
+from ..studies.kit.show import read_manifest
 from .notebooks import ENVIRONMENT, Failure, Notebook, Refusal, execute, find
 
 COLUMNS = 80  # of the plan: a claim is cut to fit
@@ -88,12 +88,10 @@ def choose_parameters(args: argparse.Namespace, books: list[Notebook]) -> dict:
     if args.preset not in studies.PRESETS:
         raise Refusal(f"unknown preset {args.preset!r}; accepted are {', '.join(studies.PRESETS)}")
     if args.world != studies.BUNDLED:
-        from ..worlds import WORLDS, is_world_name
+        from ..worlds import ACCEPTED, WORLDS, is_world_name
 
         if not is_world_name(args.world):
-            raise Refusal(
-                f"unknown world {args.world!r}; accepted are {', '.join(WORLDS)}, a folder, or owner/name on the hub"
-            )
+            raise Refusal(f"unknown world {args.world!r}; accepted are {ACCEPTED}")
         if args.world not in WORLDS and Path(args.world).exists():
             args.world = str(Path(args.world).resolve())  # notebooks run in a folder of their own
     extra = {}
@@ -157,15 +155,14 @@ def run_books(books, computing, out: Path, parameters: dict, record: bool) -> di
         seconds[book.name] = took
         print(f"  {book.name:<20} {took:>6.1f} s", flush=True)
 
-    for book in computing:
-        if not bar:
-            print(f"  {book.name:<20} running", flush=True)
-        finished(book, timed(book, out, parameters, bar))
-    loading = [book for book in books if book not in computing]
-    workers = 1 if record else 2  # one with --record, since both would write figures/manifest.json
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        jobs = {pool.submit(timed, book, out, parameters): book for book in loading}
+    alone = books if record else computing  # with --record all, since each would write figures/manifest.json
+    with ProcessPoolExecutor(2) as pool:
         try:
+            for book in alone:
+                if not bar:
+                    print(f"  {book.name:<20} running", flush=True)
+                finished(book, pool.submit(timed, book, out, parameters, bar).result())
+            jobs = {pool.submit(timed, book, out, parameters): book for book in books if book not in alone}
             for job in as_completed(jobs):
                 finished(jobs[job], job.result())
         finally:
@@ -181,30 +178,21 @@ def timed(book: Notebook, out: Path, parameters: dict, bar: bool = False) -> flo
 
 
 def print_results(books: list[Notebook], seconds: dict[str, float], started: float, world: str, out: Path) -> None:
-    """What was made: the time and the new files of each notebook."""
-
-    def new(*patterns: Path) -> list[Path]:
-        files = [file for pattern in patterns for file in sorted(pattern.parent.glob(pattern.name))]
-        return [file for file in files if file.stat().st_mtime >= started]
-
-    figures = [folder / "*.png" for folder in (paths.FIGURES, paths.BUILD / "figures" / world)]
-    drawn = {file: notebook_of(file) for file in new(*figures)}
-    folders = [root / world / preset for root in (paths.RECORDS, paths.BUILD / "records") for preset in studies.PRESETS]
+    """The time and the new files of each notebook."""
+    made = {book.name: [] for book in books}
+    for folder in (paths.FIGURES, paths.BUILD / "figures" / world):
+        for name, entry in read_manifest(folder).items():
+            made.setdefault(entry["notebook"], []).append(folder / f"{name}.png")
+    for folder in (paths.RECORDS / world, paths.BUILD / "records" / world):
+        for file in sorted(folder.glob("*/*.json")):
+            made.setdefault(studies.STUDIES.get(file.stem.split("-")[0], ""), []).append(file)
     print(f"\n  {'made':<20} {'time':>8}  results")
     for book in books:
-        names = [study for study, notebook in studies.STUDIES.items() if notebook == book.name]
-        files = new(*(folder / f"{name}{end}.json" for name in names for folder in folders for end in ("", "-*")))
-        files += [file for file, notebook in drawn.items() if notebook == book.name]
-        print(f"  {book.name:<20} {seconds[book.name]:>6.1f} s  {'' if files else 'records and figures loaded'}")
-        for file in files:
+        new = [file for file in made[book.name] if file.exists() and file.stat().st_mtime >= started]
+        print(f"  {book.name:<20} {seconds[book.name]:>6.1f} s  {'' if new else 'records and figures loaded'}")
+        for file in new:
             print(f"  {'':<20} {file.stat().st_size / 1000:>5.0f} kB  {os.path.relpath(file, paths.ROOT)}")
     print(f"  executed notebooks: {os.path.relpath(out, paths.ROOT)}")
-
-
-def notebook_of(figure: Path) -> str:
-    from ..studies.kit.show import read_manifest
-
-    return read_manifest(figure.parent).get(figure.stem, {}).get("notebook", "")
 
 
 def test(everything: bool = False) -> int:
@@ -216,14 +204,15 @@ def test(everything: bool = False) -> int:
     workers = min(4, os.cpu_count() or 1)  # each holds a world
     os.environ["OMP_NUM_THREADS"] = str((os.cpu_count() or 1) // workers)
     compared, computed = notebook_copies(everything)
-    parallel = ["pytest", "-n", str(workers), "-p", "no:benchmark", "-p", "no:cacheprovider"]
+    quick_start = ["-p", "erasekit.tools", "-p", "no:cacheprovider"]  # the former before nbval imports nbformat
+    parallel = ["pytest", "-n", str(workers), *quick_start, "-p", "no:benchmark"]
     limits = ["--nbval-cell-timeout", "240", "--nbval-kernel-startup-timeout", "180"]
     nbval = [*parallel, "--dist", "loadfile", "--nbval-lax", "--nbval-current-env", *limits]
     nbval += ["--nbval-sanitize-with", "tests/nbval_sanitize.cfg"]
     stages = {
         "ruff check": ["ruff", "check", "."],
         "ruff format": ["ruff", "format", "--check", "."],
-        "pytest": [*parallel, "tests", *([] if everything else ["-m", "not slow"])],
+        "pytest": [*parallel, "-p", "no:nbval", "tests", *([] if everything else ["-m", "not slow"])],
         "notebooks": [*nbval, str(compared)],
     }
     if everything:
@@ -236,7 +225,7 @@ def test(everything: bool = False) -> int:
         code, summary = run_stage([sys.executable, "-m", *command])
         took = f"{time.monotonic() - began:.0f} s"
         if command[0] == "pytest" and not code and "passed" not in summary:
-            code, summary = 1, "ran no test"
+            code, summary = 1, f"no test passed ({summary or took})"
         results.append(f"{stage}: {summary or took}")
         if code:
             print(f"{stage} failed ({'; '.join(results)})", file=sys.stderr)

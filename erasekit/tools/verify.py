@@ -17,8 +17,9 @@ from dataclasses import fields, replace
 from .. import paths
 
 TOLERANCE = 10.0  # of rates in percent: another processor rounds otherwise, and an image in ten may change sides
-SKIPPED = re.compile(r"second|minute|GB|memory|bytes|^settings$|^operating_points?$")  # timings, and what was put in
-SETTINGS = {"scale", "lr", "prompt_lr", "lam", "log_weight", "settings"}  # fractions that identify a row
+# Keys of what differs from run to run or was given; and of what identifies a row, whatever it holds.
+SKIPPED = re.compile(r"second|minute|timed|[GM]B|^operating_points?$")
+SETTINGS = re.compile(r"^(scale|lr|prompt_lr|lam|log_weight|settings|changes)$")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,7 +80,7 @@ def differences(new, old, where: str = "") -> Iterator[tuple[float, str]]:
     """(absolute difference, place) of each fraction that is in both. Rows are matched by their other fields."""
     if isinstance(new, dict) and isinstance(old, dict):
         for key in new.keys() & old.keys():
-            if not SKIPPED.search(key):
+            if not (SKIPPED.search(key) or SETTINGS.search(key)):
                 yield from differences(new[key], old[key], f"{where}.{key}")
     elif isinstance(new, list) and isinstance(old, list):
         if new and all(isinstance(row, dict) for row in (*new, *old)):
@@ -99,7 +100,8 @@ def grouped(rows: list[dict]) -> dict[str, list[dict]]:
     """Rows by what identifies them: text, whole numbers, and settings."""
     groups = {}
     for row in rows:
-        identity = {k: v for k, v in row.items() if isinstance(v, str | int | None) or k in SETTINGS}
+        known = {k: v for k, v in row.items() if not SKIPPED.search(k)}
+        identity = {k: v for k, v in known.items() if isinstance(v, str | int | None) or SETTINGS.search(k)}
         groups.setdefault(json.dumps(identity, sort_keys=True), []).append(row)
     return groups
 

@@ -58,7 +58,9 @@ def download_error(name: str, source: str, revision: str | None, error: BaseExce
         )
     if has(EntryNotFoundError) or (isinstance(chain[0], OSError) and MISSING_FILE.search(text)):
         file = re.search(r"[\w.-]+\.(?:json|safetensors|bin)", text)
-        return f"{source} is no pipeline in diffusers' format with safetensors: it has no {file[0] if file else 'weights'}"
+        return (
+            f"{source} is no pipeline in diffusers' format with safetensors: it has no {file[0] if file else 'weights'}"
+        )
     if has(HfHubHTTPError):
         return f"the hub refused to send {source}: {text.splitlines()[0][:200]}"
     return None

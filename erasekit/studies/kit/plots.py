@@ -10,13 +10,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
 
-# Okabe and Ito's palette, distinguishable with colour-blindness; grey and a darker gold for its yellow.
+# Okabe and Ito's palette, with a darker purple and gold, and grey: distinguishable with colour-blindness, but for gold and red.
 COLORS = {
     "blue": "#0072b2",
     "orange": "#e69f00",
     "green": "#009e73",
-    "purple": "#aa4499",
-    "grey": "#8c8c8c",
+    "purple": "#882255",
+    "grey": "#707070",
     "gold": "#a6761d",
     "red": "#d55e00",
     "black": "#000000",
@@ -100,9 +100,9 @@ def percent_axis(ax, axis: str, label: str, limits: tuple[float, float] = (-3, 1
 def mean_band(ax, x, rows, **line) -> None:
     """The mean of `rows` (runs, len(x)) as a line, and the range they span as a band."""
     rows = np.asarray(rows, dtype=float)
-    (drawn,) = ax.plot(x, rows.mean(0), **({"marker": "o", "ms": 4} | line))
+    (mean,) = ax.plot(x, rows.mean(0), **({"marker": "o", "ms": 4} | line))
     if len(rows) > 1:
-        ax.fill_between(x, rows.min(0), rows.max(0), color=drawn.get_color(), alpha=0.15, lw=0)
+        ax.fill_between(x, rows.min(0), rows.max(0), color=mean.get_color(), alpha=0.15, lw=0)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -146,7 +146,7 @@ def image_grid(
     """A figure of labelled rows of square images; None leaves a cell empty.
 
     `groups`: heading -> number of columns under it, with a gap between groups. `captions` and `outlined` are by (row, column);
-    a caption stands below its image and may run on over the next columns. `size` is that of an image, in inches. Row labels
+    a caption is below its image and may extend over the next columns. `size` is that of an image, in inches. Row labels
     that are methods have their colours.
     """
     count, groups, captions = max(map(len, rows.values())), groups or {}, captions or {}
@@ -204,9 +204,10 @@ def label_ends(ax, ends: dict[str, float], size: float = 7.5, colors: dict[str, 
     ax.figure.draw_without_rendering()  # settles the layout
     box, to_pixel = ax.get_window_extent(), ax.transData.transform
     x, pixel = ax.get_xlim()[1], ax.figure.dpi / 72 / box.height
-    heights = {name: (to_pixel((x, y))[1] - box.y0) / box.height for name, y in ends.items()}
-    ordered = sorted(ends, key=lambda name: -heights[name])
-    lines = max(name.count("\n") + 1 for name in ends)
+    places = {name: (to_pixel((x, y))[1] - box.y0) / box.height for name, y in ends.items()}
+    heights = {name: float(np.clip(place, 0, 1)) for name, place in places.items() if not np.isnan(place)}
+    ordered = sorted(heights, key=lambda name: -heights[name])
+    lines = max([name.count("\n") + 1 for name in ends], default=1)
     for name, place in zip(ordered, spread([heights[name] for name in ordered], 1.25 * size * pixel * lines, 0, 1)):
         color = (colors or {}).get(name) or style(name)["color"]
         ax.plot([1.01, 1.05], [heights[name], place], transform=ax.transAxes, color=color, lw=0.6, clip_on=False)

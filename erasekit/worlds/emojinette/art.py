@@ -3,6 +3,7 @@
 import io
 import re
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -93,8 +94,9 @@ class Art:
         return images, backgrounds
 
 
+@cache
 def load_art() -> Art:
-    """Read data/emojinette.parquet and crop every icon to its visible pixels, so that all styles fill the frame."""
+    """Read data/emojinette.parquet and crop every icon to its visible pixels, so that all styles fill the frame. Loaded once."""
     table = pq.read_table(DATA / "emojinette.parquet").to_pylist()
     objects = list(dict.fromkeys(row["class"] for row in table))
     styles = list(dict.fromkeys(row["style"] for row in table))

@@ -118,7 +118,10 @@ class Clip(nn.Module):
 
     def __init__(self):
         super().__init__()
-        vision, text = open_clip.CLIPVisionCfg(**CLIP_CONFIG["vision_cfg"]), open_clip.CLIPTextCfg(**CLIP_CONFIG["text_cfg"])
+        vision, text = (
+            open_clip.CLIPVisionCfg(**CLIP_CONFIG["vision_cfg"]),
+            open_clip.CLIPTextCfg(**CLIP_CONFIG["text_cfg"]),
+        )
         self.model = open_clip.CLIP(embed_dim=CLIP_CONFIG["embed_dim"], vision_cfg=vision, text_cfg=text)
         self.tokenizer = open_clip.SimpleTokenizer(context_length=text.context_length)
 

@@ -8,8 +8,8 @@ from contextlib import nullcontext
 import torch
 from tqdm.auto import tqdm
 
-from ...checkpoints import optimizer_state, read_tensors, restore_optimizer, write_tensors
 from ... import paths
+from ...checkpoints import optimizer_state, read_tensors, restore_optimizer, write_tensors
 from ...world import fast_bf16
 
 SAVE_EVERY = 120  # seconds between checkpoints
