@@ -157,13 +157,12 @@ class TrainableWeights:
                 p.data = trained[name]
 
     def delta(self) -> dict[str, Tensor]:
-        """The trained weights, on the CPU."""
         return {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
 
 
 @contextmanager
 def gradients_off(module) -> Iterator[None]:
-    """No weight of the module requires a gradient inside the block; flags are restored afterwards."""
+    """No weight of the module requires a gradient inside the block."""
     before = {name: p.requires_grad for name, p in module.named_parameters()}
     module.requires_grad_(False)
     try:
@@ -260,8 +259,8 @@ class Trainer:
 
     def loss_weight(self, t: Tensor) -> Tensor:
         """The weight (B,) of the configured loss space at time steps (B,)."""
-        prediction = self.world.pipe.scheduler.config.prediction_type
-        return losses.loss_weight(self.config.loss_space, self.alphas[t], prediction)
+        kind = self.world.pipe.scheduler.config.prediction_type
+        return losses.loss_weight(self.config.loss_space, self.alphas[t], kind)
 
     def predict(self, z: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The U-Net's prediction (B, C, h, w), float32."""
@@ -291,9 +290,8 @@ class Trainer:
         """
         total, resumes = self.config.steps, checkpoint and Path(checkpoint).exists()
         history = self.resume(Path(checkpoint), trainables) if resumes else []
-        bar = tqdm(range(len(history), total), initial=len(history), total=total, disable=not progress, mininterval=1)
-        bar.set_description(f"{self.method}: {', '.join(self.concepts)}")
-        saved = time.time()
+        how = {"desc": f"{self.method}: {', '.join(self.concepts)}", "disable": not progress, "mininterval": 1}
+        bar, saved = tqdm(range(len(history), total), initial=len(history), total=total, **how), time.time()
         for n in bar:
             history.append(step(n))
             bar.set_postfix({k: f"{v:.3f}" for k, v in history[-1].items()}, refresh=False)

@@ -1,4 +1,4 @@
-"""Shared fixtures: the bundled world, and a toy world of the same classes at the smallest sizes."""
+"""Shared fixtures: the bundled world, a toy world of the same classes at the smallest sizes, and toy Stable Diffusions."""
 
 import copy
 import os
@@ -8,8 +8,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from erasekit.attention import Prompt
 from erasekit.world import World
@@ -70,6 +70,30 @@ def make_toy(seed: int) -> Benchmark:
     return Benchmark(pipe, "toy", groups={"pair": ("church", "dog")})
 
 
+def reconfigured(part, **changes):
+    """A new part of a pipeline with some of its config changed."""
+    # diffusers takes names in a config's private list for defaults, whatever their values.
+    return type(part).from_config({k: v for k, v in part.config.items() if not k.startswith("_")} | changes)
+
+
+def make_v2(toy):
+    """Predicts v, as Stable Diffusion 2.1 does, with linear projections."""
+    unet = reconfigured(toy.unet, use_linear_projection=True)
+    scheduler = reconfigured(toy.scheduler, prediction_type="v_prediction")
+    return type(toy)(**toy.components | {"unet": unet, "scheduler": scheduler}, requires_safety_checker=False)
+
+
+def make_xl(toy):
+    """Two text encoders of half the width, and pooled text and image sizes beside the tokens."""
+    config = toy.text_encoder.config.to_dict() | {"hidden_size": 16, "intermediate_size": 32, "projection_dim": 16}
+    config["eos_token_id"] = 2  # as published: the pooled text is taken at the largest token
+    one, two = (kind(CLIPTextConfig(**config)).eval() for kind in (CLIPTextModel, CLIPTextModelWithProjection))
+    changes = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
+    unet = reconfigured(toy.unet, projection_class_embeddings_input_dim=40, **changes)
+    parts = {"vae": toy.vae, "scheduler": toy.scheduler, "tokenizer": toy.tokenizer, "tokenizer_2": toy.tokenizer}
+    return StableDiffusionXLPipeline(**parts, text_encoder=one, text_encoder_2=two, unet=unet, add_watermarker=False)
+
+
 @pytest.fixture(scope="session")
 def world() -> World:
     """The bundled world. Do not change it."""
@@ -86,6 +110,18 @@ def toy() -> World:
 def other_toy() -> World:
     """The toy with other weights."""
     return make_toy(seed=1)
+
+
+@pytest.fixture(scope="session", params=("1", "2", "XL"))
+def sd(request, tmp_path_factory):
+    """A world loaded from a folder, onto the GPU if there is one."""
+    toy = make_toy(seed=2).pipe
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        pipe = {"1": lambda t: t, "2": make_v2, "XL": make_xl}[request.param](toy)
+    folder = tmp_path_factory.mktemp("sd") / request.param
+    pipe.save_pretrained(folder)
+    return load(str(folder), precision="fp32")
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_stable_diffusion import sd  # noqa: F401
 
 from erasekit import paths
 from erasekit.studies import STUDIES, run
@@ -29,7 +28,7 @@ class ClipStub(torch.nn.Module):
 
 
 @pytest.fixture
-def anywhere(sd, monkeypatch, tmp_path):  # noqa: F811
+def anywhere(sd, monkeypatch, tmp_path):
     """A Stable Diffusion with judges that need no weights, and prompts and images as users provide them."""
     for folder in ("BUILD", "RECORDS", "FIGURES"):
         monkeypatch.setattr(paths, folder, tmp_path / folder.lower())

@@ -74,7 +74,7 @@ def test_sizes():
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
     assert [path.name for path, count in lines.items() if count > 350] == []
     assert sum(count for path, count in lines.items() if path.parent == PACKAGE) <= 2000
-    assert sum(lines.values()) <= 8000
+    assert sum(lines.values()) <= 11_000
 
 
 @pytest.mark.parametrize("heavy", ["torch", "diffusers", "open_clip", "matplotlib", "pandas"])

@@ -13,17 +13,12 @@ from ..artifacts import ADAPTERS
 
 
 class Adapter:
-    """Trained tensors, `<layer>.<name>`, whose output is added to a U-Net's layers while attached."""
+    """Trained tensors, `<layer>.<name>`; while attached, `change(layer, inputs, output)` is added to each layer's output."""
 
     linear_in: ClassVar[tuple[str, ...]]  # endings of the tensors that the output is linear in
 
     def __init__(self, tensors: dict[str, Tensor]):
-        self.tensors, self.enabled = tensors, True
-        self._handles: list = []
-
-    def change(self, layer: str, inputs: Tensor, output: Tensor) -> Tensor | None:
-        """What is added to a layer's output; None for nothing."""
-        raise NotImplementedError
+        self.tensors, self.enabled, self._handles = tensors, True, []
 
     def attach(self, unet) -> None:
         """Raises AttributeError, before anything is changed, for a layer the U-Net does not have."""

@@ -10,7 +10,7 @@ from .. import losses
 from ..artifacts import Erasure
 from ..checkpoints import seeded
 from ..conditioning import Conditioning
-from ..training import TrainableWeights, Trainer, WeightConfig, optimizer_step
+from ..training import Batch, TrainableWeights, Trainer, WeightConfig, optimizer_step
 from .registry import RATES, method
 
 
@@ -64,17 +64,6 @@ def eap(world, concepts: list[str], config: EAP | None = None, checkpoint=None, 
         return trainer.erasure(history, delta=w.delta(), candidates=adversary.preferred())
 
 
-@dataclass
-class Candidates:
-    """One retained prompt per erased sample: latents, time steps, conditioning, the frozen model's eps, and loss weight."""
-
-    z: Tensor
-    t: Tensor
-    cond: Conditioning
-    eps: Tensor
-    weight: Tensor
-
-
 class Adversary:
     """A distribution over the retained prompts for each concept, trainable logits pi (concepts, candidates)."""
 
@@ -84,8 +73,8 @@ class Adversary:
         self.optimizer = torch.optim.Adam([self.pi], lr=trainer.config.adversary_lr)
         self.trainables = {"adversary": ({"pi": self.pi}, self.optimizer)}
 
-    def candidates(self, b, purpose: str, n: int) -> Candidates:
-        """One candidate for each erased sample of a batch; gradients pass to pi, straight through."""
+    def candidates(self, b: Batch, purpose: str, n: int) -> Batch:
+        """A retained prompt for each erased sample of a batch; gradients pass to pi, straight through."""
         trainer, generator = self.trainer, seeded("choice", purpose, self.trainer.config.seed, n)
         logits = self.pi[trainer.owner[b.index[: b.n]].to(trainer.device)]
         gumbel = -torch.log(-torch.log(torch.rand(logits.shape, generator=generator).clamp(1e-9, 1 - 1e-7)))
@@ -93,9 +82,9 @@ class Adversary:
         best = soft.argmax(1)
         hard = F.one_hot(best, len(self.R)).to(soft) + soft - soft.detach()
         cond = self.R.map(lambda R: torch.einsum("bn,n...->b...", hard, R.to(hard)))
-        z, t, eps, _ = trainer.pool.sample(trainer.num_erased + best.cpu(), generator)
-        t = t.to(trainer.device)
-        return Candidates(z.to(b.z), t, cond, eps.to(trainer.device), trainer.loss_weight(t))
+        index = trainer.num_erased + best.cpu()
+        z, t, eps, eps_null = (x.to(trainer.device) for x in trainer.pool.sample(index, generator))
+        return Batch(b.n, index, z.to(b.z), t, cond, eps, eps_null, trainer.loss_weight(t))
 
     def preferred(self) -> dict[str, str]:
         """Each concept's most likely candidate."""

@@ -44,11 +44,9 @@ def open_dataset(source: str, split: str, limit: int | None) -> tuple[Iterator[d
     except StopIteration:
         raise ValueError(f"{source!r} has no rows in its split {split!r}") from None
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{source!r} could not be read as a data set with a split {split!r}: {first_line(error)[:200]}"
-        ) from error
-    features = stream.features or {}
-    names = {column: feature.names for column, feature in features.items() if hasattr(feature, "names")}
+        reason = first_line(error)[:200]
+        raise ValueError(f"{source!r} could not be read as a data set with a split {split!r}: {reason}") from error
+    names = {name: feature.names for name, feature in (stream.features or {}).items() if hasattr(feature, "names")}
     origin = {"source": source, "split": split, "licence": stream.info.license or "see the data set's own page"}
     origin |= {"columns": list(first), "fetched": datetime.date.today().isoformat()}
     return islice(stream, limit), names, origin
@@ -100,13 +98,12 @@ def fetch_prompts(source: str, path: Path, split: str = "train", limit: int | No
             prompt = first_text(row[text])
             if not prompt:
                 continue
-            case, seed, label, guidance = (
-                row[column[kind]] if column[kind] else None for kind in ("case", "seed", "label", "guidance")
-            )
-            if seed is None:
-                seed = seeded("prompt", source, number).initial_seed() % 2**31
-            case = case if column["case"] else number
-            writer.writerow([case, prompt, seed, class_name(names, column["label"], label), guidance])
+            value = {kind: row[name] if name else None for kind, name in column.items()}
+            if value["seed"] is None:
+                value["seed"] = seeded("prompt", source, number).initial_seed() % 2**31
+            case = value["case"] if column["case"] else number
+            label = class_name(names, column["label"], value["label"])
+            writer.writerow([case, prompt, value["seed"], label, value["guidance"]])
             count += 1
     if not count:
         part.unlink()
@@ -131,12 +128,12 @@ def fetch_images(
     if by:
         find_column(origin, (by,), "folders")
     origin |= {"by": by, "side": side}
-    if source_file(folder).exists():
-        old = json.loads(source_file(folder).read_text())
+    if (file := source_file(folder)).exists():
+        old = json.loads(file.read_text())
         if any(old.get(name) != origin[name] for name in ("source", "split", "by", "side")):
             raise ValueError(
                 f"{folder} holds images of {old.get('source')!r}, split {old.get('split')!r}, by {old.get('by')!r}, "
-                f"{old.get('side')} pixels: remove it and {source_file(folder).name}, or write --to another folder"
+                f"{old.get('side')} pixels: remove it and {file.name}, or write --to another folder"
             )
     write_source(folder, origin)
     count = 0

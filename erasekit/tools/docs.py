@@ -155,7 +155,10 @@ def readdress(text: str) -> str:
 
 
 def addresses() -> Iterator[tuple[Path, str]]:
-    """README and the docs with the present address; notebooks with their badge, expected time and Colab line too."""
+    """README and the docs with the present address; notebooks with their badge, expected time and Colab line too.
+
+    A new notebook has BADGE, TIME and COLAB_LINE in their places.
+    """
     for file in (paths.ROOT / "README.md", *sorted(paths.DOCS.glob("*.md"))):
         yield file, readdress(file.read_text(encoding="utf-8"))
     for book in notebooks.find():
@@ -163,10 +166,10 @@ def addresses() -> Iterator[tuple[Path, str]]:
         badge, time = book.opening()
         for cell in notebook.cells:
             cell.source = readdress(cell.source)
-            if cell.source.startswith("![ -d /content ]"):
+            if cell.source.startswith(("![ -d /content ]", "COLAB_LINE")):
                 cell.source = notebooks.colab_line()
         opening = notebook.cells[0]
-        opening.source = re.sub(r"^\[!\[Open In Colab\].*$", badge, opening.source, flags=re.MULTILINE)
+        opening.source = re.sub(r"^(BADGE|\[!\[Open In Colab\].*)$", badge, opening.source, flags=re.MULTILINE)
         opening.source = re.sub(r"^\*\*Expected time\*\*.*$", time, opening.source, flags=re.MULTILINE)
         yield book.path, nbformat.writes(notebook) + "\n"
 

@@ -17,7 +17,7 @@ from .. import paths, studies
 from ..studies.kit.show import read_manifest
 from .notebooks import ENVIRONMENT, Failure, Notebook, Refusal, execute, find
 
-COLUMNS = 80  # of the plan: a claim is cut to fit
+COLUMNS = shutil.get_terminal_size().columns  # of the plan: a claim is cut to fit; 80 where there is no terminal
 
 
 def main(argv: list[str] | None = None) -> int:

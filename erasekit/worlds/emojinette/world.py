@@ -162,10 +162,5 @@ def load(device: str, precision: str, **options) -> Emojinette:
     groups = {"all": tuple(art.objects)} | {name: tuple(names) for name, names in art.category.items()}
     groups |= {"classes": groups["emojinette"]} | SPLITS
     groups |= {"retained": RETAINED, "tuning": TUNING, "tuning kept": TUNING_KEPT}
-    concepts = {
-        "groups": groups,
-        "neighbours": NEIGHBOURS,
-        "eval_templates": EVAL_TEMPLATES,
-        "styles": tuple(art.styles),
-    }
-    return Emojinette(pipe.to(device), "emojinette", precision=precision, **concepts)
+    about = {"groups": groups, "neighbours": NEIGHBOURS, "eval_templates": EVAL_TEMPLATES}
+    return Emojinette(pipe.to(device), "emojinette", styles=tuple(art.styles), precision=precision, **about)
