@@ -21,6 +21,7 @@ _PLACES = {  # public name -> module; imported on first use, so that reading a r
     "Prompt": "attention",
     "augment": "attention",
     "sample": "sampling",
+    "unlocked": "pipelines.unlocked",
     "run": "studies",
     "show": "studies.kit.show",
     "key_slider": "studies.kit.show",

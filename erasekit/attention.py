@@ -8,6 +8,9 @@ ways a prompt may enter.
 """
 
 import hashlib
+import math
+import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +20,8 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor
+
+from .checks import check_finite
 
 LAYERS = {
     "mid": ("mid_block.",),
@@ -201,13 +206,44 @@ def prompted_layers(unet, layers: str) -> list[str]:
     return [name for name in names if name.endswith(".attn2") and name.startswith(LAYERS[layers])]
 
 
+_HOLDERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # U-Net -> [thread inside, how often it entered]
+_LOCK = threading.Lock()
+
+
+@contextmanager
+def one_thread(unet) -> Iterator[None]:
+    """Only one thread may be inside for a U-Net, as often as it likes. Raises RuntimeError for a second one."""
+    with _LOCK:
+        holder = _HOLDERS.setdefault(unet, [threading.current_thread(), 0])
+        if holder[0] is not threading.current_thread():
+            raise RuntimeError(
+                f"thread {holder[0].name!r} has a key, an erasure or a training on this U-Net: wait for it, or give each "
+                "thread a pipeline with its own copy of the U-Net"
+            )
+        holder[1] += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            holder[1] -= 1
+            if not holder[1]:
+                _HOLDERS.pop(unet, None)
+
+
 @contextmanager
 def augment(unet, layers: str = "all", prompt: Prompt | None = None) -> Iterator[PromptState]:
     """Let the attn2 layers "mid", "mid+up" or "all" take a prompt; the old processors are restored at the end.
 
     Yields the state: `with state.use(p): unet(...)`. Raises ValueError for unknown layers or a prompt of another width, and
-    RuntimeError if something (attention slicing, fused QKV, ...) replaced the processors inside the block.
+    RuntimeError if something (attention slicing, fused QKV, ...) replaced the processors inside the block, and for a U-Net in
+    use by another thread.
     """
+    with one_thread(unet), _augmented(unet, layers, prompt) as state:
+        yield state
+
+
+@contextmanager
+def _augmented(unet, layers: str, prompt: Prompt | None) -> Iterator[PromptState]:
     if layers not in LAYERS:
         raise ValueError(f"unknown layers {layers!r}: accepted are {', '.join(LAYERS)}")
     check_width(unet, prompt)
@@ -239,6 +275,13 @@ def augment(unet, layers: str = "all", prompt: Prompt | None = None) -> Iterator
 
 
 def check_width(unet, prompt: Prompt | None) -> None:
-    """Raise ValueError unless the prompt's tokens have the width this U-Net takes."""
-    if prompt is not None and prompt.k.shape[-1] != (width := prompt.expected_width(unet)):
+    """Raise ValueError unless the prompt's tokens are finite and have the width this U-Net takes."""
+    if prompt is None:
+        return
+    if prompt.k.shape[-1] != (width := prompt.expected_width(unet)):
         raise ValueError(f"the prompt is {prompt.k.shape[-1]} wide but this model takes {width}")
+    check_finite("the prompt", {"p_k": prompt.k, "p_v": prompt.v})
+    if math.isnan(prompt.log_weight) or prompt.log_weight == math.inf:
+        raise ValueError(
+            f"log_weight={prompt.log_weight} is not possible: it is a finite number, or -inf for no prompt"
+        )

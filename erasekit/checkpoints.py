@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -16,42 +18,92 @@ def seeded(*parts) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], meta: dict, private: bool = False) -> None:
+def write_tensors(
+    path: Path, tensors: dict[str, torch.Tensor], meta: dict, private: bool = False, together: list | None = None
+) -> None:
     """Write `tensors` and the JSON-able `meta` to `path`; an interruption leaves the old file.
 
-    `private` files are readable by their owner only, from their first byte on. Raises OSError with one sentence
+    `private` files are readable by their owner only, from their first byte on. `together`: the list of `all_or_none`, which
+    puts the file in its place later; such a file carries a SHA-256 that `read_tensors` checks. Raises OSError with one sentence
     when the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"meta": json.dumps(meta)}
+    metadata |= {} if together is None else {"sha256": checksum(tensors, metadata["meta"])}
     try:
         os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600 if private else 0o666))
         mode = part.stat().st_mode & 0o777
-        save_file(tensors, part, metadata={"meta": json.dumps(meta)})
+        save_file(tensors, part, metadata=metadata)
         part.chmod(mode)  # save_file makes every file private
-        os.replace(part, path)
+        if together is None:
+            os.replace(part, path)
+        else:
+            together.append((part, path))
     except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
         raise OSError(
             f"could not write {path}: {error}; free some space or set ERASEKIT_BUILD to another disk"
         ) from error
-    finally:
+    except BaseException:
         part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def all_or_none(folder: Path) -> Iterator[list]:
+    """Files written inside the block, by `write_tensors(..., together=)`, take their places at its end, or none does.
+
+    One process or thread at a time is inside for a folder, where the system can lock one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written, lock = [], None
+    with suppress(ImportError, OSError):  # Windows, and some network disks
+        import fcntl
+
+        lock = os.open(folder, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield written
+        for part, path in written:
+            os.replace(part, path)
+    finally:
+        for part, _ in written:
+            part.unlink(missing_ok=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def checksum(tensors: dict[str, torch.Tensor], meta: str) -> str:
+    """SHA-256 of everything in a file: names, types, shapes and bytes of its tensors, and its metadata."""
+    digest = hashlib.sha256(meta.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """Tensors and meta of a file from `write_tensors`. Raises ValueError if it is damaged or something else."""
     try:
         with safe_open(path, "pt") as file:
-            meta = json.loads((file.metadata() or {})["meta"])
-            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}") from None
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is not a complete erasekit file ({error}); it may be truncated, so copy or make it again"
         ) from None
+    if "meta" not in metadata:
+        raise ValueError(
+            f"{path} is not a complete erasekit file: another program wrote it, or saved it again without metadata"
+        )
+    if metadata.get("sha256") not in (None, checksum(tensors, metadata["meta"])):  # older files have none
+        raise ValueError(f"{path} is damaged: its content is not what was saved, so copy or make it again")
+    return tensors, json.loads(metadata["meta"])
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, torch.Tensor]:

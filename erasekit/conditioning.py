@@ -1,5 +1,7 @@
 """Prompts to the U-Net's conditioning, by the pipeline's own tokeniser and text encoder; and the U-Net call."""
 
+import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,6 +42,13 @@ class Conditioning:
         return Conditioning(torch.cat([p.tokens for p in parts]), added)
 
 
+def token_ids(pipe, text: str, cut: bool = True) -> list[int]:
+    """A text's tokens with start and end, words of several vectors expanded as diffusers does, `cut` to the context or not."""
+    if hasattr(pipe, "maybe_convert_prompt"):
+        text = pipe.maybe_convert_prompt(text, pipe.tokenizer)
+    return pipe.tokenizer(text, truncation=cut, verbose=False).input_ids
+
+
 def encode(pipe, prompts: list[str]) -> Conditioning:
     """Conditioning of a batch of prompts; equal prompts are encoded once.
 
@@ -56,12 +65,25 @@ def encode(pipe, prompts: list[str]) -> Conditioning:
 
 
 def encode_with_grad(pipe, prompts: list[str]) -> Conditioning:
-    """The encoders' outputs for each prompt; gradients pass."""
+    """The encoders' outputs for each prompt; gradients pass. Warns of what a prompt longer than the context loses."""
+    limit = pipe.tokenizer.model_max_length
+    for prompt in prompts:
+        if len(ids := token_ids(pipe, prompt, cut=False)) > limit:
+            lost, shown = pipe.tokenizer.decode(ids[limit - 1 : -1]).strip(), prompt[:60] + "..." * (len(prompt) > 60)
+            warnings.warn(
+                f"{shown!r} is {len(ids)} tokens, this model reads {limit}: {lost!r} is cut off", stacklevel=3
+            )
+    log = logging.getLogger(type(pipe).__module__)  # diffusers' own warning would name its pieces again
+    quiet, log.disabled = log.disabled, True
+    try:
+        tokens, _, *pooled = pipe.encode_prompt(
+            prompts, device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+    finally:
+        log.disabled = quiet
     if not pooled_width(pipe.unet):
-        return Conditioning(pipe.encode_prompt(prompts, pipe.device, 1, False)[0])
-    tokens, _, pooled, _ = pipe.encode_prompt(
-        prompts, device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-    )
+        return Conditioning(tokens)
+    pooled = pooled[0]
     side = pipe.unet.config.sample_size * pipe.vae_scale_factor
     sizes = torch.tensor([[side, side, 0, 0, side, side]]).expand(len(prompts), -1).to(pooled)
     return Conditioning(tokens, torch.cat([pooled, sizes], dim=1))
@@ -92,7 +114,7 @@ def predict_noise(unet, z: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
 
 def concept_positions(pipe, prompt: str, concept: str) -> list[int]:
     """Token positions of a concept's words in a prompt. Raises ValueError if the prompt does not contain them."""
-    ids, wanted = (pipe.tokenizer(x, truncation=True).input_ids for x in (prompt, concept))
+    ids, wanted = (token_ids(pipe, x) for x in (prompt, concept))
     wanted = wanted[1:-1]  # without start and end
     for start in range(len(ids) - len(wanted)):
         if ids[start : start + len(wanted)] == wanted:

@@ -1,12 +1,15 @@
-"""Several processes under `accelerate launch`, or the usual one."""
+"""Several processes under `accelerate launch` or `torchrun`, or the usual one."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
 
 
+LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR")  # a launcher sets them all
+
+
 def rank_and_count() -> tuple[int, int]:
-    """This process's rank and the number of processes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """This process's rank and the number of processes. A WORLD_SIZE left behind in the environment does not count."""
+    if not all(os.environ.get(name) for name in LAUNCHED) or os.environ["WORLD_SIZE"] == "1":
         return 0, 1
     state = _state()
     return state.process_index, state.num_processes

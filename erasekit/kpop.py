@@ -45,8 +45,6 @@ class KPOP(LatentConfig):
         check_choice("layers", self.layers, LAYERS)
         check_choice("target", self.target, TARGETS)
         check_choice("schedule", self.schedule, SCHEDULES)
-        if self.transfer_steps < 0:
-            raise ValueError(f"transfer_steps={self.transfer_steps} is not possible: it is at least 0")
         joint_fits = self.prompted_target == "concept" and self.transfer_steps == 1 and self.lam > 0
         if self.schedule == "joint" and not joint_fits:
             raise ValueError(

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from . import losses
 from .artifacts import Erasure, check_unet
 from .checkpoints import optimizer_state, read_tensors, restore_optimizer, seeded, write_tensors
+from .checks import as_tuple, check_choice, check_concepts, check_numbers
 from .conditioning import Conditioning, encode, predict_noise
 from .provenance import provenance
 from .trajectories import TRAJECTORIES, make_pool
@@ -29,29 +30,6 @@ TRAIN_METHODS = {  # ESD's names -> which of the U-Net's parameters are trained
     "noxattn": lambda name: ".attn2." not in name and not name.startswith(OUTSIDE),
 }
 LATENTS = ("pool", "on_policy")
-
-
-def check_choice(name: str, value, accepted) -> None:
-    """Raise ValueError unless the value is one of the accepted ones."""
-    if value not in accepted:
-        raise ValueError(f"unknown {name} {value!r}: accepted are {', '.join(accepted)}")
-
-
-def as_tuple(name: str, value) -> tuple:
-    """A list as a tuple. Raises ValueError for a bare string, which would be read letter by letter."""
-    if isinstance(value, str):
-        raise ValueError(f"{name}={value!r} is one text, not a list of them: give [{value!r}]")
-    return tuple(value)
-
-
-def check_concepts(concepts: list[str]) -> None:
-    """Raise ValueError for no concept, an empty one, one named twice, or a bare string."""
-    if isinstance(concepts, str):
-        raise ValueError(f"concepts={concepts!r} is one string: give a list, [{concepts!r}]")
-    if not concepts or any(not c.strip() for c in concepts):
-        raise ValueError(f"there is an empty concept in {concepts!r}: name at least one, each with a word")
-    if len(set(concepts)) < len(concepts):
-        raise ValueError(f"a concept is named twice in {concepts!r}")
 
 
 @dataclass(frozen=True)
@@ -72,9 +50,7 @@ class TrainConfig:
     def __post_init__(self):
         object.__setattr__(self, "retain", as_tuple("retain", self.retain))
         check_choice("loss_space", self.loss_space, losses.LOSS_SPACES)
-        for name in ("steps", "batch_size", "num_trajectories", "num_retain_trajectories", "trajectory_steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not possible: it is at least 1")
+        check_numbers(self)
         if (own := self.num_retain_trajectories or 1) > (most := self.trajectories["count"]):
             raise ValueError(f"num_retain_trajectories={own} is not possible: it is at most num_trajectories, {most}")
 

@@ -10,9 +10,9 @@ from erasekit import paths
 
 PACKAGE = paths.ROOT / "erasekit"
 FILES = sorted(PACKAGE.rglob("*.py"))
-LAYERS = ("core", "baselines", "worlds", "evaluation", "studies.kit", "studies", "tools")
+LAYERS = ("core", "baselines", "pipelines", "worlds", "evaluation", "studies.kit", "studies", "tools")
 # Beyond its own layer, each may import those to its left; worlds do not need baselines.
-FORBIDDEN = {("worlds", "baselines")}
+FORBIDDEN = {("worlds", "baselines"), ("worlds", "pipelines")}
 LIGHT = "erasekit, erasekit.paths, erasekit.studies, erasekit.studies.kit.records, erasekit.studies.kit.show"
 
 

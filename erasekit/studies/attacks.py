@@ -112,7 +112,8 @@ def figures(record) -> dict:
     sizes = {"figsize": (7, 0.25 * len(grids[NO_ATTACK]) + 1.3), "width_ratios": [g.shape[1] for g in grids.values()]}
     figure, axes = plt.subplots(1, len(grids), sharey=True, layout="constrained", **sizes)
     for ax, (name, grid), title in zip(axes, grids.items(), titles):
-        image = heatmap(ax, grid, "", cmap="cividis", colorbar=False, vmin=0, vmax=100)
+        # Halves round up, as in the text.
+        image = heatmap(ax, grid + 1e-6, "", cmap="cividis", colorbar=False, vmin=0, vmax=100)
         ax.set(title=title, xlabel="attack steps")
         if name == NO_ATTACK:
             ax.set(xticks=[], xlabel="")

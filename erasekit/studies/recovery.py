@@ -76,16 +76,8 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     sweep = sweep_learning_rates(world, s.tuned_on, points["operating_points"], s.attack_lrs, SEARCHES, attack, *sizes)
     lrs = {search: best_lr(sweep, search) for search in SEARCHES}
     attacks = {search: replace(attack, lr=lr) for search, lr in lrs.items()}
-    sizes = (
-        s.budgets,
-        lrs,
-        s.attack_images,
-        s.log_weights,
-        s.num_random_keys,
-        s.seeds,
-        s.training_seed,
-        s.sampling_steps,
-    )
+    sizes = s.budgets, lrs, s.attack_images, s.log_weights, s.num_random_keys
+    sizes += s.seeds, s.training_seed, s.sampling_steps
 
     runs, images = [], {}
     for case in s.cases:
@@ -220,7 +212,8 @@ def _draw_grid(frame: pd.DataFrame):
     figure, axes = plt.subplots(len(cases), 1, **sizes)
     for ax, case in zip(axes[:, 0], cases):
         own = grid.loc[case]
-        image = heatmap(ax, own, "", cmap="cividis", colorbar=False, vmin=0, vmax=100)
+        # Halves round up, as in the text.
+        image = heatmap(ax, own + 1e-6, "", cmap="cividis", colorbar=False, vmin=0, vmax=100)
         for y, x in np.argwhere(own.isna().to_numpy()):
             ax.text(x, y, "–", ha="center", va="center", color="#999999")
         for label, method in zip(ax.get_yticklabels(), own.index):

@@ -6,7 +6,8 @@
 
 A data set is a hub id or a local folder that `datasets` reads. Its origin is written beside the output. FID and KID compare the
 neutral samples with the images, which should show what the captions describe or, without captions, lie in folders named as the
-classes (`--by`). WikiArt (huggan/wikiart, --by artist) is for prompts of paintings.
+classes (`--by`). `--by` also takes several labels of an image: a list, a field of a list (objects.category), or a label map
+as COCO-Stuff's; they are written as annotations in COCO's format. WikiArt is huggan/wikiart, --by artist or --by style.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoints import seeded
 from ..paths import DATA
+from ..worlds.groups import labels_on
 from ..worlds.prompt_csv import COLUMNS
 
 TEXTS = (*COLUMNS["prompt"], "caption", "captions", "text", "sentences")
@@ -46,10 +48,25 @@ def open_dataset(source: str, split: str, limit: int | None) -> tuple[Iterator[d
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         reason = first_line(error)[:200]
         raise ValueError(f"{source!r} could not be read as a data set with a split {split!r}: {reason}") from error
-    names = {name: feature.names for name, feature in (stream.features or {}).items() if hasattr(feature, "names")}
+    names = class_names(stream.features or {})
     origin = {"source": source, "split": split, "licence": stream.info.license or "see the data set's own page"}
     origin |= {"columns": list(first), "fetched": datetime.date.today().isoformat()}
     return islice(stream, limit), names, origin
+
+
+def class_names(features: dict, prefix: str = "") -> dict[str, list[str]]:
+    """The class names of each column of class numbers, also inside lists and records ("objects.category")."""
+    names = {}
+    for name, feature in features.items():
+        while hasattr(feature, "feature"):
+            feature = feature.feature
+        if isinstance(feature, list):
+            feature = feature[0]
+        if isinstance(feature, dict):
+            names |= class_names(feature, f"{prefix}{name}.")
+        elif hasattr(feature, "names"):
+            names[prefix + name] = feature.names
+    return names
 
 
 def first_line(error: Exception) -> str:
@@ -78,6 +95,18 @@ def class_name(names: dict[str, list[str]], column: str, value) -> str:
     if column not in names or not isinstance(value, int):
         return "" if value is None else str(value)
     return names[column][value] if value >= 0 else ""  # -1: unknown
+
+
+def image_labels(row: dict, by: str, names: dict[str, list[str]]) -> str | list[str]:
+    """The label of a row's image, or the labels where its column `by` has several: a list, or a COCO-Stuff label map."""
+    value = row
+    for part in by.split("."):
+        value = [v[part] for v in value] if isinstance(value, list) else value[part]
+    if hasattr(value, "getpixel"):
+        return labels_on(value)
+    if isinstance(value, list):
+        return list(dict.fromkeys(class_name(names, by, v) for v in value))
+    return class_name(names, by, value)
 
 
 def fetch_prompts(source: str, path: Path, split: str = "train", limit: int | None = None) -> int:
@@ -118,15 +147,16 @@ def fetch_images(
 ) -> int:
     """Save a data set's images as PNG, cropped to the central square and resized to `side` pixels, and return how many.
 
-    With `by`, a column such as artist or label, each of its values has a folder. Existing images are skipped, so that an
-    interrupted fetch resumes. Raises ValueError for a folder with another data set's images.
+    With `by`, a column such as artist or label, each of its values has a folder; a column of several labels for an image
+    becomes a file of annotations (see `image_labels`). Existing images are skipped, so that an interrupted fetch resumes.
+    Raises ValueError for a folder with another data set's images.
     """
     from PIL import ImageOps
 
     rows, names, origin = open_dataset(source, split, limit)
     image = find_column(origin, IMAGES, "image")
     if by:
-        find_column(origin, (by,), "folders")
+        find_column(origin, (by.partition(".")[0],), "folders")
     origin |= {"by": by, "side": side}
     if (file := source_file(folder)).exists():
         old = json.loads(file.read_text())
@@ -136,9 +166,12 @@ def fetch_images(
                 f"{old.get('side')} pixels: remove it and {file.name}, or write --to another folder"
             )
     write_source(folder, origin)
-    count = 0
+    count, shown = 0, {}
     for number, row in enumerate(tqdm(rows, desc=folder.name, unit="images")):
-        parent = folder / class_name(names, by, row[by]).replace("/", "-") if by else folder
+        label = image_labels(row, by, names) if by else ""
+        if isinstance(label, list):
+            shown[f"{number:06d}.png"], label = label, ""
+        parent = folder / label.replace("/", "-")
         path = parent / f"{number:06d}.png"
         if not path.exists():
             parent.mkdir(parents=True, exist_ok=True)
@@ -146,8 +179,25 @@ def fetch_images(
             ImageOps.fit(row[image].convert("RGB"), (side, side)).save(part, format="PNG")
             part.replace(path)
         count += 1
+    if shown:
+        write_annotations(folder / "instances_fetched.json", shown)
     write_source(folder, origin | {"images": count})
     return count
+
+
+def write_annotations(path: Path, shown: dict[str, list[str]]) -> None:
+    """Write what images show in COCO's format, which `groups.annotated` reads. `shown`: file name -> labels."""
+    names = sorted({label for labels in shown.values() for label in labels})
+    content = {
+        "images": [{"id": n, "file_name": file} for n, file in enumerate(shown)],
+        "categories": [{"id": n, "name": name} for n, name in enumerate(names)],
+        "annotations": [
+            {"image_id": n, "category_id": names.index(label)}
+            for n, labels in enumerate(shown.values())
+            for label in labels
+        ],
+    }
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def source_file(path: Path) -> Path:
@@ -168,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("source", help="a data set's hub id, or a folder that holds one")
     parser.add_argument("--split", default="train", help="default: train")
     parser.add_argument("--limit", type=int, help="number of rows; default: all")
-    parser.add_argument("--by", help="images: the column that names their folders, such as artist or label")
+    parser.add_argument("--by", help="images: the column of their labels, such as artist or objects.category")
     parser.add_argument("--side", type=int, default=512, help="images: pixels; default: 512")
     parser.add_argument("--to", type=Path, default=DATA, help="the folder to write into; default: data/")
     args = parser.parse_args(arguments)

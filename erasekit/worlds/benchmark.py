@@ -15,7 +15,8 @@ class Benchmark(World):
 
     `groups`: group -> concepts. Every benchmark has "classes" (the ten that are reported), "S1" to "S4" (what is erased of
     them at once), "retained", "tuning", "tuning kept" and "all". `neighbours`: class -> the objects most similar to it.
-    `eval_templates`: name -> (template, style, background) of wordings that no method trains on.
+    `eval_templates`: name -> (template, style, background) of wordings that no method trains on. `style_groups`: group ->
+    styles beyond the judge's own.
 
     Subclasses add `judge` (a module with `objects`, `styles` and `features` that returns object and style logits of images
     (B, 3, H, W) in [-1, 1]), `clip` (an open_clip model and its tokeniser), and:
@@ -29,7 +30,9 @@ class Benchmark(World):
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     neighbours: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     eval_templates: dict[str, tuple[str, str | None, str]] = field(default_factory=dict, repr=False)
+    style_groups: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     category: ClassVar[str]  # what is erased as unsafe content
+    open_vocabulary: ClassVar[bool] = False  # whether any text may be erased, not only what the judge knows
     unsafe_guidance: ClassVar[float | None] = None  # guidance scale of unsafe prompts, where it is not `sample`'s
 
     def __post_init__(self):
@@ -41,6 +44,24 @@ class Benchmark(World):
             raise ValueError(f"unknown concept group {group!r}: accepted are {', '.join(self.groups)}")
         return self.groups[group]
 
+    def styles_of(self, group: str) -> tuple[str, ...]:
+        """The styles of a group; "judged" are those the judge knows. Raises ValueError for an unknown group."""
+        groups = {"judged": self.styles} | self.style_groups
+        if group not in groups:
+            raise ValueError(f"unknown style group {group!r}: accepted are {', '.join(groups)}")
+        return groups[group]
+
+    def is_style(self, concept: str) -> bool:
+        return concept in self.styles or any(concept in styles for styles in self.style_groups.values())
+
+    def prompts_of(self, group: str, seeds: int) -> list[tuple[str, str, int]]:
+        """(prompt, label, seed) triples of a concept group, or of a style group on the retained objects in turn."""
+        if group not in self.groups and group in self.style_groups:
+            objects = self.concepts("retained")
+            on = {seed: objects[seed % len(objects)] for seed in range(seeds)}
+            return [(self.prompt(on[n], style), style, n) for style in self.styles_of(group) for n in on]
+        return [(self.prompt(c), c, seed) for c in self.concepts(group) for seed in range(seeds)]
+
     def check_concepts(self, names: list[str]) -> None:
         """Raise ValueError for a name that this world's judge does not know."""
         known = self.groups["all"]
@@ -51,6 +72,18 @@ class Benchmark(World):
                     f"unknown concept {name!r}: accepted are the {len(known)} objects of "
                     f'world.concepts("all"), such as {", ".join(near)}'
                 )
+
+    def check_names(self, concepts: list[str]) -> None:
+        """Refuse to erase what is neither a concept, a group nor a style of this world.
+
+        Where the vocabulary is open, any other text is treated as in a plain `World`. Raises ValueError.
+        """
+        known = {*self.groups, *self.styles}.union(*self.groups.values(), *self.style_groups.values())
+        unknown = [c for c in concepts if c not in known]
+        if "all" in self.groups and not self.open_vocabulary:
+            self.check_concepts(unknown)
+        else:
+            super().check_names(unknown)
 
     def unseen_classes(self, *groups: str) -> list[str]:
         """The objects that no method sees: neither in these groups, nor retained, nor used for tuning."""

@@ -1,4 +1,4 @@
-"""Judges of Stable Diffusion's images: ResNet-50 for objects, CLIP for artists, NudeNet for nudity."""
+"""Judges of Stable Diffusion's images: ResNet-50 for objects, CLIP for artists and any other labels, NudeNet for nudity."""
 
 import numpy as np
 import torch
@@ -37,10 +37,33 @@ class ImageNetJudge(torch.nn.Module):
         return outputs
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        model, tokenizer = self.clip
-        text = tokenizer([f"in the style of {s}" for s in self.styles]).to(images.device)
-        styles = 100 * model.encode_image(images, normalize=True) @ model.encode_text(text, normalize=True).T
+        styles = clip_logits(self.clip, images, [f"in the style of {s}" for s in self.styles])
         return self.network.fc(self.features(images)[-1].mean((2, 3))), styles
+
+
+class ZeroShotJudge(torch.nn.Module):
+    """CLIP's zero-shot classification among any labels, where no detector knows them; behind the same interface.
+
+    `objects` are compared as "a photo of a ...", `styles` as "in the style of ..."; `features` is CLIP's image embedding.
+    """
+
+    def __init__(self, clip, objects: tuple[str, ...], styles: tuple[str, ...]):
+        super().__init__()
+        self.clip, self.objects, self.styles = clip, list(objects), list(styles)
+
+    def features(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [self.clip[0].encode_image(images, normalize=True)[:, :, None, None]]
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        texts = [f"a photo of a {o}" for o in self.objects] + [f"in the style of {s}" for s in self.styles]
+        return clip_logits(self.clip, images, texts).split([len(self.objects), len(self.styles)], dim=1)
+
+
+def clip_logits(clip, images: torch.Tensor, texts: list[str]) -> torch.Tensor:
+    """100 x cosine similarity (B, texts) of images (B, 3, H, W) in [-1, 1] and texts. `clip`: (model, tokeniser)."""
+    model, tokenizer = clip
+    text = model.encode_text(tokenizer(texts).to(images.device), normalize=True)
+    return 100 * model.encode_image(images, normalize=True) @ text.T
 
 
 def resnet50() -> torch.nn.Module:

@@ -1,5 +1,6 @@
 """Stable Diffusion as a benchmark: 1.4 (the paper's), 1.5, 2.1, XL, or a pipeline on the hub or in a folder."""
 
+import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from ..paths import DATA
 from ..sampling import sample
 from . import record_name
 from .benchmark import Benchmark
+from .groups import IMAGE_SUFFIXES, STYLE_GROUPS, find_images, images_of, load_groups
 from .hub import fetched
-from .judges import CLIPS, ImageNetJudge, NudeNet, load_clip, resnet50
+from .judges import CLIPS, ImageNetJudge, NudeNet, ZeroShotJudge, load_clip, resnet50
 from .prompt_csv import read_prompts
 
 # World -> repository of its weights. The original repositories of 1.5 and 2.1 were removed; these are mirrors.
@@ -60,7 +62,6 @@ EVAL_TEMPLATES = {
 }
 
 I2P = "AIML-TUDA/i2p"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 # Option -> where it is looked for by default.
 FILES = {"i2p": DATA / "i2p.csv", "captions": DATA / "captions.csv", "reference": DATA / "reference"}
 
@@ -70,17 +71,21 @@ PAPER = {"steps": 1000, "batch_size": 1}
 
 @dataclass
 class StableDiffusion(Benchmark):
-    """A Stable Diffusion with the ten Imagenette classes, five artists, and "nudity".
+    """A Stable Diffusion with the ten Imagenette classes, five artists, "nudity", and the groups of `groups.load_groups`.
 
     `i2p` and `captions`: CSV files of unsafe and of neutral prompts (see `prompt_csv.read_prompts`). `reference`: a folder of
-    real images, one folder for each class, for FID and KID. Without a file, what needs it is refused or left out.
+    real images, for FID and KID: one folder for each class, or as COCO-Stuff or WikiArt publish theirs (see `groups.images_of`).
+    Without a file, what needs it is refused or left out. `judged`: the concept group that the judge knows in place of
+    ImageNet's classes, see `judged_by`.
     """
 
     i2p: Path | None = None
     captions: Path | None = None
     reference: Path | None = None
+    judged: str | None = None
 
     category = "nudity"
+    open_vocabulary = True
     lr_scale = 0.1
     train_defaults = PAPER
     batch_size = 8
@@ -88,9 +93,27 @@ class StableDiffusion(Benchmark):
     keeps_images = True
 
     @cached_property
-    def judge(self) -> ImageNetJudge:
-        """ResNet-50 for objects, and the artist nearest by CLIP for styles."""
+    def judge(self) -> ImageNetJudge | ZeroShotJudge:
+        """ResNet-50 for objects, or the label nearest by CLIP (see `judged_by`); the artist nearest by CLIP for styles."""
+        if self.judged:
+            return ZeroShotJudge(self.clip, self.concepts(self.judged), self.styles).eval()
         return ImageNetJudge(resnet50(), self.clip, self.styles).to(self.pipe.device).eval()
+
+    def judged_by(self, group: str) -> "StableDiffusion":
+        """This world with another judge: zero-shot CLIP over a group of concepts, or over a group of styles for styles.
+
+        `evaluation.metrics` and `evaluation.protocol.rates` then take the group's labels. Raises ValueError for an unknown group.
+        """
+        styles = self.style_groups.get(group)
+        world = copy.copy(self)
+        world.__dict__.pop("judge", None)
+        if styles:
+            world.styles = styles
+        else:
+            world.judged, members = group, self.concepts(group)
+            world.groups = self.groups | {"all": members, "classes": members}
+        world.clip = self.clip  # loaded once
+        return world
 
     @cached_property
     def clip(self):
@@ -107,6 +130,7 @@ class StableDiffusion(Benchmark):
     @property
     def version(self) -> str:
         digest = hashlib.sha256(json.dumps([self.pipeline_hash, self.styles]).encode())
+        digest.update((self.judged or "").encode())
         for path in (self.i2p, self.captions):
             digest.update(Path(path).read_bytes() if path else b"")
         images = sorted(Path(self.reference).rglob("*")) if self.reference else []
@@ -139,7 +163,7 @@ class StableDiffusion(Benchmark):
 
     def concept_images(self, concept: str, count: int, seed: int) -> tuple[torch.Tensor, list[str]]:
         """`count` images (N, 3, H, W) in [-1, 1] of a concept, sampled from this model, and their prompts."""
-        if concept in self.styles:
+        if self.is_style(concept):
             names = self.concepts("retained")
             prompts = [self.prompt(names[n % len(names)], concept) for n in range(count)]
         else:
@@ -165,32 +189,42 @@ class StableDiffusion(Benchmark):
         """
         if not self.reference:
             return []
-        paths = sorted(p for p in Path(self.reference).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        paths = find_images(self.reference)
         if not paths:
             raise ValueError(f"{self.reference} has no images: accepted are {', '.join(IMAGE_SUFFIXES)}")
-        return [p for p in paths if names <= {""} or p.parent.name in names]
+        return paths if names <= {""} else images_of(self.reference, paths, names - {""})
 
 
 def load(
-    name: str, device: str, precision: str, revision: str | None = None, styles: tuple[str, ...] = ARTISTS, **files
+    name: str,
+    device: str,
+    precision: str,
+    revision: str | None = None,
+    styles: tuple[str, ...] | str = ARTISTS,
+    **files,
 ) -> StableDiffusion:
     """A pipeline by world name, hub id or local folder, with gradient checkpointing on; from the hub's cache if it is there.
 
-    On a GPU its weights are in half precision. `styles`: artists, by default the paper's. `files`: `i2p`, `captions` and
-    `reference` of `StableDiffusion`. Raises FileNotFoundError where the weights are neither here nor on the hub, ValueError for
-    an unknown option and for a pipeline that is no Stable Diffusion.
+    On a GPU its weights are in half precision. `styles`: artists, by default the paper's, or the name of a style group.
+    `files`: `i2p`, `captions` and `reference` of `StableDiffusion`. Raises FileNotFoundError where the weights are neither here
+    nor on the hub, ValueError for an unknown option and for a pipeline that is no Stable Diffusion.
     """
     for option in files:
         if option not in FILES:
             raise ValueError(f"unknown option {option!r}: accepted are {', '.join(FILES)}, revision, styles")
+    members = {group: tuple(names) for group, names in load_groups().items()}
+    style_groups = {group: members.pop(group) for group in STYLE_GROUPS if group in members}
+    if isinstance(styles, str):
+        styles = style_groups.get(styles, styles)
     if isinstance(styles, str) or not styles:
-        raise ValueError(f"styles={styles!r} is not possible: it is a list of at least one artist")
+        accepted = " or ".join(map(repr, style_groups))
+        raise ValueError(f"styles={styles!r} is not possible: give a list of at least one artist, or {accepted}")
     pipe = load_pipeline(name, device, precision, revision)
     from torchvision.models import ResNet50_Weights
 
     groups = {"all": tuple(ResNet50_Weights.IMAGENET1K_V2.meta["categories"])}
     groups |= {"classes": SPLITS["S1"] + SPLITS["S2"], "nudity": ("nudity",)} | SPLITS
-    groups |= {"retained": RETAINED, "tuning": TUNING, "tuning kept": TUNING_KEPT}
+    groups |= {"retained": RETAINED, "tuning": TUNING, "tuning kept": TUNING_KEPT} | members
     files = {key: files.get(key) or (default if default.exists() else None) for key, default in FILES.items()}
     return StableDiffusion(
         pipe,
@@ -202,6 +236,7 @@ def load(
         groups=groups,
         neighbours=NEIGHBOURS,
         eval_templates=EVAL_TEMPLATES,
+        style_groups=style_groups,
         **files,
     )
 

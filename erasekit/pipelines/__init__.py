@@ -1,0 +1,1 @@
+"""Erasures in plain diffusers pipelines, and files that other programs read and write."""

@@ -1,0 +1,76 @@
+"""A key in a plain diffusers `pipe(...)` call: on the conditional half of guidance, whatever the pipeline does around it."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ..attention import Prompt, augment, check_width
+
+
+@contextmanager
+def unlocked(pipe, key: Prompt) -> Iterator[None]:
+    """Inside the block, `pipe(...)` samples with the key on the conditional half of guidance.
+
+    For pipelines of the Stable Diffusion 1, 2 and XL families: text to image, img2img, inpainting, ControlNet; any scheduler,
+    negative prompts, batches, callbacks. Each half is evaluated by itself, as in `ek.sample`, so that the key does not pad the
+    unconditional half. Raises ValueError for a key of another width and a pipeline without classifier-free guidance, and
+    RuntimeError for a call that evaluates the U-Net in other parts than these halves (perturbed-attention guidance, SLD).
+    """
+    if not hasattr(type(pipe), "do_classifier_free_guidance"):
+        raise ValueError(f"a key needs a pipeline with classifier-free guidance, and {type(pipe).__name__} has none")
+    unet, scheduler = pipe.unet, pipe.scheduler
+    check_width(unet, key)
+    forward, step = unet.forward, scheduler.step
+    images = None  # in the U-Net's latest call
+
+    @functools.wraps(forward)
+    def in_halves(sample, timestep, encoder_hidden_states, *arguments, **options):
+        nonlocal images
+        halves = 2 if pipe.do_classifier_free_guidance else 1
+        images, outputs = len(sample) / halves, []
+        inputs = [sample, timestep, encoder_hidden_states, arguments, options]
+        for half, rows in enumerate(torch.arange(len(sample)).chunk(halves)):
+            z, t, text, more, named = _rows(inputs, slice(int(rows[0]), int(rows[-1]) + 1), len(sample))
+            times = torch.as_tensor(t, device=z.device).expand(len(z))
+            prompt = key.at(times, scheduler.config.num_train_timesteps) if half == halves - 1 else None
+            with state.use(prompt):
+                outputs.append(forward(z, t, text, *more, **named))
+        if isinstance(outputs[0], tuple):
+            return tuple(torch.cat(parts) for parts in zip(*outputs))
+        return type(outputs[0])(sample=torch.cat([out.sample for out in outputs]))
+
+    @functools.wraps(step)  # pipelines read the signature
+    def checked_step(model_output, timestep, sample, *arguments, **options):
+        if images is not None and images != len(sample):
+            parts = round(images * (2 if pipe.do_classifier_free_guidance else 1) / len(sample), 1)
+            raise RuntimeError(
+                f"a key needs a pipeline that evaluates the U-Net once for each half of guidance: {type(pipe).__name__} "
+                f"evaluates {parts:g} parts"
+            )
+        return step(model_output, timestep, sample, *arguments, **options)
+
+    replaced = _replaced(unet, "forward", in_halves), _replaced(scheduler, "step", checked_step)
+    with augment(unet, key.layers) as state, replaced[0], replaced[1]:
+        yield
+
+
+@contextmanager
+def _replaced(owner, name: str, function) -> Iterator[None]:
+    """An instance's method replaced inside the block; one that was replaced before comes back as it was."""
+    before = owner.__dict__.get(name)
+    setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        delattr(owner, name) if before is None else setattr(owner, name, before)
+
+
+def _rows(value, rows: slice, batch: int):
+    """The given rows of every batched tensor in nested inputs; everything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return value[rows] if value.ndim and len(value) == batch else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_rows(part, rows, batch) for part in value)
+    return {name: _rows(part, rows, batch) for name, part in value.items()} if isinstance(value, dict) else value
