@@ -2,21 +2,27 @@
 
 import hashlib
 import json
+import math
 import re
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from diffusers.models.attention_processor import FusedAttnProcessor2_0
 
-from .attention import check_width
-from .checkpoints import read_tensors, write_tensors
+from .attention import check_width, one_thread
+from .checkpoints import all_or_none, read_tensors, write_tensors
+from .checks import check_finite, check_number
 from .mechanisms import MECHANISMS, Prompt
 from .provenance import fingerprint
+from .sampling import sample
+from .world import as_world, bit_sum, part_hashes
 
 ADAPTER_PREFIX = "adapter:"  # of an adapter's tensors in the public file
+LONGEST_NAME = 100  # of a key's file, before its ending
 ADAPTERS: dict[str, type] = {}  # kind -> class; methods that train adapters register theirs
 
 
@@ -37,10 +43,12 @@ class Erasure:
     def apply(self, model) -> "Applied":
         """Turn the base model (a U-Net, a pipeline or a world) into the public model; `.remove()` of the result undoes it.
 
-        Raises ValueError if the model is not the base this erasure was trained on, or has an erasure applied.
+        Raises ValueError if the model is not the base this erasure was trained on, or has an erasure applied. What a method
+        does by guidance acts in `sample` alone: in a pipeline's own call, the U-Net raises RuntimeError.
         """
         unet = unet_of(model)
-        check_base(unet, self.info, "delta")
+        check_base(model, self.info, "delta")
+        check_finite("this erasure", self.delta | self.adapters)
         parameters = dict(unet.named_parameters())
         misfits = [n for n, t in self.delta.items() if n not in parameters or parameters[n].shape != t.shape]
         if misfits:
@@ -53,19 +61,36 @@ class Erasure:
             adapter.attach(unet)  # raises AttributeError, before anything is changed, for a missing layer
             unet.erasekit_adapter = adapter
         originals = {name: parameters[name].data for name in self.delta}
+        others = {name: state(p) for name, p in parameters.items() if self.delta and name not in self.delta}
         for name, tensor in self.delta.items():
             # A copy: further training of the public model does not change the delta.
             parameters[name].data = tensor.to(parameters[name], copy=True)
-        return Applied(unet, originals, adapter)
+        return Applied(unet, originals, adapter, others, self._guard(unet))
+
+    def _guard(self, unet):
+        """The handle of a hook that refuses a pipeline's own calls of the U-Net, which know nothing of `Guidance`."""
+        if not self.info.get("guidance"):
+            return None
+        method = self.info["method"]
+
+        def refuse(module, arguments, keywords):
+            # diffusers' pipelines pass the text by its name, `predict_noise` by its place.
+            if "encoder_hidden_states" in keywords:
+                raise RuntimeError(
+                    f"{method!r} erases by guidance, which pipe(...) has not: ek.sample(..., erasure=...) has"
+                )
+
+        return unet.register_forward_pre_hook(refuse, with_kwargs=True)
 
     @contextmanager
     def applied(self, model) -> Iterator["Applied"]:
-        """`apply` for the duration of a with block."""
-        public = self.apply(model)
-        try:
-            yield public
-        finally:
-            public.remove()
+        """`apply` for the duration of a with block. Raises RuntimeError while another thread uses the U-Net."""
+        with one_thread(unet_of(model)):
+            public = self.apply(model)
+            try:
+                yield public
+            finally:
+                public.remove()
 
     def scaled(self, model, scale: float) -> "Erasure":
         """The same erasure with its step from the base scaled: theta + scale (theta' - theta); adapters likewise.
@@ -73,15 +98,40 @@ class Erasure:
         0 is the base and 1 this erasure; keys stay. `model` is the base. Raises ValueError if it is not, or for a method that
         works by guidance alone.
         """
+        check_number("scale", scale, -math.inf)
         unet = unet_of(model)
         if not self.delta and not self.adapters:
             raise ValueError(f"{self.info['method']!r} works by guidance alone: there is no step to scale")
-        check_base(unet, self.info, "delta")
+        check_base(model, self.info, "delta")
         theta = {name: p.detach().to("cpu", torch.float32) for name, p in unet.named_parameters() if name in self.delta}
         delta = {name: theta[name] + scale * (tensor - theta[name]) for name, tensor in self.delta.items()}
         linear = self._adapter_class().linear_in if self.adapters else ()
         adapters = {n: t * scale if n.endswith(linear) else t for n, t in self.adapters.items()}
         return Erasure(delta, dict(self.keys), self.info | {"scale": scale * self.info.get("scale", 1.0)}, adapters)
+
+    def effect(self, model, prompt: str | None = None, seed: int = 0, num_inference_steps: int = 25) -> dict:
+        """What this erasure changes on its base, a world or a pipeline.
+
+        "moved": see `moved`. "images" (2, 3, H, W), uint8: of the base and of the public model, for `prompt`, by default the
+        first erased concept's. "difference": their mean absolute difference, 0 to 255.
+        """
+        world = as_world(model)
+        prompt = prompt or world.prompt(self.info["concepts"][0])
+        how = {"num_inference_steps": num_inference_steps}
+        images = torch.cat([sample(world, [prompt], [seed], erasure=erasure, **how) for erasure in (None, self)])
+        difference = (images[0].float() - images[1].float()).abs().mean().item()
+        return {"moved": self.moved(world), "prompt": prompt, "images": images, "difference": difference}
+
+    def moved(self, model) -> float | None:
+        """How far the weights are from the base's, as a share of their norm; an adapter's norm; None for guidance alone."""
+        base = dict(unet_of(model).named_parameters())
+        linear = self._adapter_class().linear_in if self.adapters else ()
+        steps = [tensor.float() - base[n].detach().float().cpu() for n, tensor in self.delta.items()]
+        steps += [tensor.float() for n, tensor in self.adapters.items() if n.endswith(linear)]
+        if not steps:
+            return None
+        whole = math.hypot(*(base[n].detach().float().norm().item() for n in self.delta)) if self.delta else 1.0
+        return math.hypot(*(step.norm().item() for step in steps)) / whole
 
     def _adapter_class(self) -> type:
         kind = self.info["adapter"]
@@ -104,25 +154,34 @@ class Erasure:
             raise KeyError(f"there is no key for {concept!r}: there are keys for {', '.join(self.keys) or 'nothing'}")
         return self.keys[concept]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, replace: bool = False) -> None:
         """Write `delta.safetensors` (public) and `keys/<concept>.key.safetensors` (readable by the owner; never publish them).
 
-        The delta is written last: where it exists, everything does. Raises ValueError for a folder with another erasure's key.
+        All files change together, or none does. Raises ValueError, before anything is written, for tensors that are not finite
+        and for a folder with the key of another erasure; with `replace`, keys of the same concepts may be overwritten.
         """
-        folder = Path(folder)
-        own, public_digest = {key_path(folder, concept) for concept in self.keys}, self.digest()
-        if foreign := sorted(set((folder / "keys").glob("*.key.safetensors")) - own):
-            raise ValueError(
-                f"{folder} has a key of another erasure, {foreign[0].name}: save to another folder, or move that key away"
-            )
-        for concept, prompt in self.keys.items():
-            about = {"kind": "key", "concept": concept, "opens": public_digest, "layers": prompt.layers}
-            about |= {"mechanism": prompt.mechanism, "log_weight": prompt.log_weight}
-            write_tensors(
-                key_path(folder, concept), {"p_k": prompt.k, "p_v": prompt.v}, self.info | about, private=True
-            )
+        folder, public_digest = Path(folder), self.digest()
         public = self.delta | {ADAPTER_PREFIX + name: tensor for name, tensor in self.adapters.items()}
-        write_tensors(folder / "delta.safetensors", public, self.info | {"kind": "delta"})
+        check_finite("this erasure", public)
+        if self.info.get("moved") == 0:
+            warnings.warn("this erasure changes nothing: no weight moved (lr too small?)", stacklevel=2)
+        with all_or_none(folder) as together:
+            paths = {concept: key_path(folder, concept) for concept in self.keys}
+            for path, (prompt, meta) in stored_keys(folder).items():
+                own = self.keys.get(meta["concept"])
+                same = own is not None and (meta.get("opens"), prompt.digest()) == (public_digest, own.digest())
+                if own is None or not (same or replace):
+                    raise ValueError(
+                        f"{folder} has a key of another erasure, {path.name}: save to another folder, or move that key away"
+                    )
+                paths[meta["concept"]] = path
+            for concept, prompt in self.keys.items():
+                about = {"kind": "key", "concept": concept, "opens": public_digest, "layers": prompt.layers}
+                about |= {"mechanism": prompt.mechanism, "log_weight": prompt.log_weight}
+                tensors = {"p_k": prompt.k, "p_v": prompt.v}
+                check_finite(f"the key of {concept!r}", tensors)
+                write_tensors(paths[concept], tensors, self.info | about, private=True, together=together)
+            write_tensors(folder / "delta.safetensors", public, self.info | {"kind": "delta"}, together=together)
 
     @classmethod
     def load(cls, folder: Path, model=None) -> "Erasure":
@@ -131,12 +190,12 @@ class Erasure:
         delta, info = read_tensors(path)
         if info.get("kind") != "delta":
             raise ValueError(f"{path} is not a delta but a {info.get('kind', 'different')} file")
+        check_finite(str(path), delta)
         adapters = {n.removeprefix(ADAPTER_PREFIX): delta.pop(n) for n in list(delta) if n.startswith(ADAPTER_PREFIX)}
         erasure = cls(delta, {}, info, adapters)
         if model is not None:
-            check_base(unet_of(model), info, f"delta {path}")
-        for key_file in sorted((Path(folder) / "keys").glob("*.key.safetensors")):
-            prompt, meta = load_key(key_file, model)
+            check_base(model, info, f"delta {path}")
+        for key_file, (prompt, meta) in stored_keys(folder, model).items():
             if meta.get("opens", erasure.digest()) != erasure.digest():  # early keys do not name their delta
                 raise ValueError(f"{key_file} is the key of another training than {path}: move it away, or erase again")
             erasure.keys[meta["concept"]] = prompt
@@ -148,27 +207,61 @@ class Erasure:
         del self.keys[concept]
         if folder is not None:
             key_path(folder, concept).unlink(missing_ok=True)
+            for path in key_files(folder):  # renamed by hand
+                with suppress(ValueError):
+                    if load_key(path)[1]["concept"] == concept:
+                        path.unlink()
 
 
 @dataclass
 class Applied:
-    """An erasure in force on a U-Net: the base's tensors, by name, and the attached adapter, if any."""
+    """An erasure in force on a U-Net: the base's tensors, the adapter, the state of other weights, and a hook, if any."""
 
     unet: torch.nn.Module
     originals: dict[str, torch.Tensor]
     adapter: object = None
+    others: dict[str, tuple] = field(default_factory=dict)
+    guard: object = None
 
     def remove(self) -> None:
-        """Restore the base, bit for bit. Raises RuntimeError the second time."""
+        """Restore the base, bit for bit, in the precision and on the device the model has now.
+
+        Raises RuntimeError the second time; and, with the public model left whole, where the base would come back in part.
+        """
         if self.unet is None:
             raise RuntimeError("this erasure is not applied any more, so there is nothing to remove")
-        parameters = dict(self.unet.named_parameters())
+        # A LoRA loaded meanwhile has put the weights one level down.
+        parameters = {name.replace(".base_layer.", "."): p for name, p in self.unet.named_parameters()}
+        if self.originals and (reason := self._obstacle(parameters)):
+            raise RuntimeError(f"the base cannot be restored: {reason}, then call remove() of what apply() returned")
         for name, tensor in self.originals.items():
-            parameters[name].data = tensor
+            p = parameters[name]
+            p.data = tensor if (tensor.dtype, tensor.device) == (p.dtype, p.device) else tensor.to(p)
         if self.adapter:
             self.adapter.detach()
             del self.unet.erasekit_adapter
+        if self.guard:
+            self.guard.remove()
         self.unet = None
+
+    def _obstacle(self, parameters: dict) -> str | None:
+        """What happened to the model meanwhile that would leave it half restored, and what to do."""
+        if any(getattr(module, "merged", False) for module in self.unet.modules()):
+            return "a LoRA was fused into it meanwhile; call pipe.unfuse_lora()"
+        if is_fused(self.unet):
+            return "its projections were fused meanwhile; call unfuse_qkv_projections()"
+        if lost := [n for n in self.originals if n not in parameters or parameters[n].is_meta]:
+            return f"{lost[0]} was renamed or offloaded meanwhile; undo that"
+        for name, (dtype, device, bits) in self.others.items():
+            p = parameters.get(name)
+            if p is not None and (p.dtype, p.device) == (dtype, device) and bit_sum(p) != bits:
+                return f"{name} was changed meanwhile, by a LoRA fused for good or by a training; load the model anew, or undo that"
+        return None
+
+
+def state(p: torch.Tensor) -> tuple:
+    """Precision, device and bits of a weight, to notice that it changed."""
+    return p.dtype, p.device, bit_sum(p)
 
 
 def unet_of(model):
@@ -180,9 +273,19 @@ def unet_of(model):
 def key_path(folder: Path, concept: str) -> Path:
     """Path of a concept's key; git ignores the ending."""
     name = re.sub(r"[^a-z0-9]+", "-", concept.lower()).strip("-")
-    if name.replace("-", " ") != concept:  # other concepts give this name too
-        name = f"{name}-{hashlib.sha256(concept.encode()).hexdigest()[:8]}".strip("-")
+    if name.replace("-", " ") != concept or len(name) > LONGEST_NAME:  # other concepts give this name too
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(concept.encode()).hexdigest()[:8]}".strip("-")
     return Path(folder) / "keys" / f"{name}.key.safetensors"
+
+
+def key_files(folder: Path) -> list[Path]:
+    """All keys in an erasure's folder, whatever they are named."""
+    return sorted((Path(folder) / "keys").glob("*.safetensors"))
+
+
+def stored_keys(folder: Path, model=None) -> dict[Path, tuple[Prompt, dict]]:
+    """File -> what `load_key` reads from it."""
+    return {path: load_key(path, model) for path in key_files(folder)}
 
 
 def load_key(path: Path, model=None) -> tuple[Prompt, dict]:
@@ -192,11 +295,12 @@ def load_key(path: Path, model=None) -> tuple[Prompt, dict]:
         raise ValueError(f"{path} is not a key but a {meta.get('kind', 'different')} file")
     # Early keys name neither mechanism nor weight, and their layers stand in the config.
     layers = meta["layers"] if "layers" in meta else meta["config"]["place"]
+    check_finite(str(path), tensors)
     kind = MECHANISMS[meta.get("mechanism", "shared")]
     prompt = kind(tensors["p_k"], tensors["p_v"], layers, meta.get("log_weight", 0.0))
     if model is not None:
         check_width(unet_of(model), prompt)
-        check_base(unet_of(model), meta, f"key {path}")
+        check_base(model, meta, f"key {path}")
     return prompt, meta
 
 
@@ -208,8 +312,9 @@ def check_unet(unet) -> None:
             unet, "_orig_mod"
         ),
         "has a LoRA loaded: fuse it for good or unload it first": any(".base_layer." in name for name in names),
-        "has fused projections, which copy the weights: call unfuse_qkv_projections() first": any(
-            isinstance(p, FusedAttnProcessor2_0) for p in unet.attn_processors.values()
+        "has fused projections, which copy the weights: call unfuse_qkv_projections() first": is_fused(unet),
+        "has an IP-Adapter loaded, which adds weights: call pipe.unload_ip_adapter() first": (
+            unet.config.encoder_hid_dim_type == "ip_image_proj"
         ),
         "is offloaded module by module: load the pipeline without sequential CPU offload": any(
             p.is_meta for p in unet.parameters()
@@ -220,11 +325,26 @@ def check_unet(unet) -> None:
             raise ValueError(f"this U-Net {reason}")
 
 
-def check_base(unet, info: dict, what: str) -> None:
-    """Raise ValueError unless `unet` is the base model named in `info`, with its own weights in place."""
+def is_fused(unet) -> bool:
+    return any(isinstance(p, FusedAttnProcessor2_0) for p in unet.attn_processors.values())
+
+
+def check_base(model, info: dict, what: str) -> None:
+    """Raise ValueError unless a model has the U-Net named in `info`, with its own weights in place.
+
+    Warns where the model is a pipeline or a world whose other networks are not those of the training.
+    """
+    unet, pipe = unet_of(model), getattr(model, "pipe", model)
     check_unet(unet)
     if info["base"] != (found := fingerprint(unet)):
+        before = "".join(f" after {link['method']} of {', '.join(link['concepts'])}" for link in info.get("chain", ()))
         raise ValueError(
-            f"the {what} was made for the base model {info['base'][:12]} ({info['world']}), but this model is {found[:12]}: "
-            "load that base, or remove the erasure that is applied to it"
+            f"the {what} was made for the base model {info['base'][:12]} ({info['world']}{before}), but this model is "
+            f"{found[:12]}: load that base, or remove the erasure that is applied to it"
         )
+    if pipe is not unet and "components" in info:
+        now, then = part_hashes(pipe), info["components"]
+        if other := [name for name in then if name != "scheduler" and now.get(name, then[name]) != then[name]]:
+            warnings.warn(
+                f"the {what} was made beside another {', '.join(other)}: its effect may differ here", stacklevel=3
+            )

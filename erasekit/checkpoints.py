@@ -42,13 +42,11 @@ def write_tensors(
             os.replace(part, path)
         else:
             together.append((part, path))
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
         part.unlink(missing_ok=True)
-        raise OSError(
-            f"could not write {path}: {error}; free some space or set ERASEKIT_BUILD to another disk"
-        ) from error
-    except BaseException:
-        part.unlink(missing_ok=True)
+        if isinstance(error, OSError | SafetensorError):
+            sentence = f"could not write {path}: {error}; free some space or set ERASEKIT_BUILD to another disk"
+            raise OSError(sentence) from error
         raise
 
 
@@ -91,19 +89,20 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        meta = json.loads(metadata.get("meta", "null"))
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} is not a complete erasekit file ({error}); it may be truncated, so copy or make it again"
         ) from None
-    if "meta" not in metadata:
+    if meta is None:
         raise ValueError(
             f"{path} is not a complete erasekit file: another program wrote it, or saved it again without metadata"
         )
     if metadata.get("sha256") not in (None, checksum(tensors, metadata["meta"])):  # older files have none
         raise ValueError(f"{path} is damaged: its content is not what was saved, so copy or make it again")
-    return tensors, json.loads(metadata["meta"])
+    return tensors, meta
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, torch.Tensor]:

@@ -3,7 +3,6 @@
 import os
 from contextlib import AbstractContextManager, nullcontext
 
-
 LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR")  # a launcher sets them all
 
 

@@ -1,5 +1,6 @@
 """Prompts and seeds in, images out: one deterministic DDIM loop for every method."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 
@@ -9,9 +10,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .attention import Prompt, augment, check_width
+from .checks import check_choice, check_number
 from .conditioning import Conditioning, encode, predict_noise
 
 KEY_HALVES = ("conditional", "both")
+SAMPLERS = ("ddim",)
+PREDICTIONS = ("epsilon", "v_prediction")
 
 
 class Guidance:
@@ -61,32 +65,48 @@ def initial_noise(pipe, seeds: list[int]) -> Tensor:
 
 
 @torch.no_grad()
-def ddim(pipe, guide: Callable[[Tensor, Tensor, int], Tensor], latents: Tensor, steps: int) -> Tensor:
-    """Denoise latents (B, C, h, w) with eta = 0; `guide(latents, t, step)` returns the noise to remove, t being (B,)."""
+def ddim(
+    pipe, guide: Callable[[Tensor, Tensor, int], Tensor], latents: Tensor, steps: int, prompts: list[str] = ()
+) -> Tensor:
+    """Denoise latents (B, C, h, w) with eta = 0; `guide(latents, t, step)` returns the noise to remove, t being (B,).
+
+    Raises FloatingPointError with the prompt and the step at which latents stopped being finite. `prompts` serve that sentence.
+    """
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     scheduler.set_timesteps(steps)
+    finite = torch.zeros(len(latents), dtype=torch.long, device=latents.device)  # steps, read once at the end
     for step, t in enumerate(scheduler.timesteps.tolist()):
         eps = guide(latents, torch.full((len(latents),), t, device=latents.device), step)
         latents = scheduler.step(eps, t, latents, eta=0.0).prev_sample
+        finite += (finite == step) & latents.isfinite().flatten(1).all(dim=1)
+    for prompt, step in zip(prompts or [f"image {n}" for n in range(len(latents))], finite.tolist()):
+        if step < steps:
+            raise FloatingPointError(
+                f"the latents of {prompt!r} are not finite from step {step + 1} of {steps} on: a weight or key has NaN or "
+                "infinite numbers, or the precision is too low (use bf16 or fp32)"
+            )
     return latents
 
 
 @torch.no_grad()
 def decode(pipe, latents: Tensor) -> Tensor:
-    """Latents (B, C, h, w) to images (B, 3, H, W), uint8."""
+    """Latents (B, C, h, w) to images (B, 3, H, W), uint8. Raises FloatingPointError for images that are not finite."""
     vae = pipe.vae
     # A VAE in another precision than the latents is there because half precision is too little for it (SDXL).
     exact = torch.autocast(latents.device.type, enabled=False) if vae.dtype != latents.dtype else nullcontext()
     with exact:
         images = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+    if not images.isfinite().all():
+        raise FloatingPointError("the VAE's images are not finite: use it in float32, pipe.vae.to(torch.float32)")
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 def sample(pipe, prompts: list[str], seeds: list[int], *arguments, progress: str | None = None, **options) -> Tensor:
-    """Images (N, 3, H, W), uint8, one for each (prompt, seed) pair.
+    """Images (N, 3, H, W), uint8, one for each (prompt, seed) pair, by a pipeline's or a world's networks.
 
     Arguments are those of `sample_batches`. `progress` names a progress bar; None shows none.
     """
+    check_request(prompts, seeds)
     images, bar = [], tqdm(total=len(seeds), desc=progress, disable=progress is None, mininterval=1, unit="image")
     # Closed at once, also after an exception, so that the base model is restored.
     with bar, closing(sample_batches(pipe, prompts, seeds, *arguments, **options)) as batches:
@@ -107,17 +127,25 @@ def sample_batches(
     num_inference_steps: int = 25,
     guidance_scale: float = 5.0,
     batch_size: int = 50,
-    autocast: Callable = nullcontext,
+    autocast: Callable | None = None,
     batches: list[slice] | None = None,
+    sampler: str = "ddim",
 ) -> Iterator[tuple[slice, Tensor]]:
     """Images batch by batch, each with the slice of prompts it is for.
 
     `erasure`: sample from its public model, whatever the method (weights, adapters or guidance). `key`: a learnable prompt on
     the "conditional" half of guidance or on "both"; guidance subtracts the unconditional half, so a key on both cancels part
-    of itself. `autocast` makes the context the networks run in. `batches`: only these slices. Raises ValueError for an unknown
-    half, a bare string, an empty list, lists of different lengths, or a key of another width.
+    of itself. `autocast` makes the context the networks run in, by default a world's own. `batches`: only these slices.
+    `sampler`: "ddim", whatever the pipeline's own scheduler, whose noise schedule it takes. Raises ValueError for an impossible
+    request, key or pipeline, and FloatingPointError for latents or images that are not finite.
     """
+    autocast, pipe = autocast or getattr(pipe, "autocast", nullcontext), getattr(pipe, "pipe", pipe)
     check_request(prompts, seeds, key_half)
+    check_choice("sampler", sampler, SAMPLERS)
+    check_number("num_inference_steps", num_inference_steps, 1, whole=True)
+    check_number("guidance_scale", guidance_scale, -math.inf)
+    check_number("batch_size", batch_size, 1, whole=True)
+    check_pipe(pipe)
     check_width(pipe.unet, key)
     if batches is None:
         batches = [slice(start, start + batch_size) for start in range(0, len(seeds), batch_size)]
@@ -133,10 +161,33 @@ def sample_batches(
         for part in batches:
             guide.prepare(pipe, prompts[part])
             noise = initial_noise(pipe, seeds[part])
-            latents = ddim(pipe, lambda z, t, i: guide(predict, z, t, i), noise, num_inference_steps)
+            latents = ddim(pipe, lambda z, t, i: guide(predict, z, t, i), noise, num_inference_steps, prompts[part])
             with autocast():
                 images = decode(pipe, latents)
             yield part, images
+
+
+def check_pipe(pipe) -> None:
+    """Raise ValueError for a pipeline that images cannot be sampled with by `sample`, or an erasure be trained on."""
+    parts = ("unet", "vae", "tokenizer", "scheduler")
+    if missing := [name for name in parts if getattr(pipe, name, None) is None]:
+        raise ValueError(
+            f"{type(pipe).__name__} has no {missing[0]}: accepted are worlds and diffusers pipelines of Stable Diffusion 1, 2, XL"
+        )
+    scheduler, kind = pipe.scheduler, getattr(pipe.scheduler.config, "prediction_type", None)
+    if kind not in PREDICTIONS or getattr(scheduler, "alphas_cumprod", None) is None:
+        raise ValueError(
+            f"{type(scheduler).__name__} with prediction type {kind!r} has no noise schedule that DDIM can follow: accepted are "
+            f"schedulers with alphas_cumprod and prediction type {' or '.join(PREDICTIONS)}"
+        )
+    if getattr(pipe.unet.config, "encoder_hid_dim_type", None) == "ip_image_proj":
+        raise ValueError(
+            "this U-Net has an IP-Adapter loaded, which takes an image: call pipe.unload_ip_adapter() first"
+        )
+    if (found := pipe.unet.config.in_channels) != (latents := pipe.vae.config.latent_channels):
+        raise ValueError(
+            f"this U-Net takes {found} channels and the VAE's latents have {latents}: use the model's text-to-image pipeline"
+        )
 
 
 def check_request(prompts: list[str], seeds: list[int], key_half: str = "conditional") -> None:
@@ -149,3 +200,5 @@ def check_request(prompts: list[str], seeds: list[int], key_half: str = "conditi
         raise ValueError("prompts is empty: give at least one, with a seed")
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each prompt")
+    for seed in seeds:
+        check_number("seed", seed, -(2**63), whole=True)

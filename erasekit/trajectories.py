@@ -45,9 +45,10 @@ def make_pool(
     """Sample `count` trajectories for each (prompt, prompt it is erased towards), and keep every step.
 
     `count` may differ between prompts: the trajectories of one that has fewer are repeated in the pool. The noise depends on
-    `seed` and the prompt alone, and the world caches trajectories, so methods trained on the same prompts pay once.
+    `seed` and the prompt alone, and the world caches trajectories of the pipeline as it is now, so methods trained on the same
+    prompts pay once.
     """
-    model, parts = world.fingerprint, []
+    model, parts = world.pipeline_hash, []
     counts = [count] * len(prompt_pairs) if isinstance(count, int) else count
     for (prompt, neutral), own in zip(prompt_pairs, counts):
         name = (model, prompt, neutral, seed, own, steps, guidance)
@@ -77,5 +78,5 @@ def trajectory(world, prompt: str, neutral: str, seed: int, count: int, steps: i
         timesteps.append(int(t[0]))
         return (eps_null + guidance * (eps_c - eps_null)).to(latents)
 
-    clean = ddim(pipe, guide, initial_noise(pipe, seeds), steps).float().cpu()
+    clean = ddim(pipe, guide, initial_noise(pipe, seeds), steps, [prompt] * count).float().cpu()
     return *(torch.stack(column, dim=1) for column in zip(*kept)), clean, torch.tensor(timesteps)

@@ -3,25 +3,29 @@
 import copy
 import hashlib
 import json
+import warnings
+import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
 
-from .conditioning import encode, token_embeddings
+from .checks import check_concepts
+from .conditioning import encode, token_embeddings, token_ids
 from .distributed import rank_and_count
 from .provenance import fingerprint
+from .sampling import check_pipe
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass
 class World:
-    """A diffusers pipeline with its prompts.
+    """A diffusers pipeline of Stable Diffusion 1, 2 or XL with its prompts: `World(pipe, template="a photo of a {}")`.
 
+    Nothing but the pipeline is needed, and it may be changed between calls: hashes are those of its parts as they are now.
     `template` asks for a concept, `train_templates` are the wordings methods train on. `retained`: concepts whose prediction
     may be kept while training, which anchors are taken from too. `styles`: concepts that are styles. `precision`: of training
     and sampling, "fp32", "bf16" or "fp16".
@@ -36,12 +40,16 @@ class World:
     precision: str = "fp32"
     trajectories: dict = field(default_factory=dict, repr=False)  # cache of trajectories.make_pool
     parent: "World | None" = field(default=None, repr=False)  # the world an erasure was applied to, see `with_erasure`
+    chain: tuple[dict, ...] = field(default=(), repr=False)  # the erasures that lead here from `root`, in order
     # Defaults of trained methods in this world: all of them, and those that train weights, whose rate is also scaled.
     pool_defaults: dict = field(default_factory=dict, repr=False)
     train_defaults: ClassVar[dict] = {}
     lr_scale: ClassVar[float] = 1.0
     batch_size: ClassVar[int] = 100  # images sampled at once
     keeps_images: ClassVar[bool] = False  # whether studies store images and erasures, so that long sampling resumes
+
+    def __post_init__(self):
+        check_pipe(self.pipe)
 
     @property
     def root(self) -> "World":
@@ -61,6 +69,8 @@ class World:
         child = copy.copy(self)  # shares the judges, which no erasure touches
         child.pipe, child.trajectories, child.parent = type(self.pipe)(**parts, **unchecked), {}, self.root
         child.pipe.set_progress_bar_config(disable=True)
+        link = {name: erasure.info.get(name) for name in ("method", "concepts", "base")}
+        child.chain = (*self.chain, link | {"digest": erasure.digest()})
         return child
 
     @property
@@ -73,20 +83,54 @@ class World:
         """Hash of everything that decides an image: the U-Net as it is now, and the other components."""
         return hashlib.sha256(f"{self.fingerprint} {self.components_hash}".encode()).hexdigest()
 
-    @cached_property
+    @property
     def components_hash(self) -> str:
-        """Hash of the text encoders, the VAE and the scheduler's settings, which no erasure touches."""
-        parts = sorted(
-            (n, p) for n, p in self.pipe.components.items() if isinstance(p, torch.nn.Module) and n != "unet"
-        )
-        config = self.pipe.scheduler.config
-        sampler = {name: str(config[name]) for name in sorted(config) if not name.startswith("_")}
-        return hashlib.sha256(json.dumps([[n, fingerprint(p)] for n, p in parts] + [sampler]).encode()).hexdigest()
+        """Hash of the text encoders, the VAE and the scheduler's settings as they are now."""
+        parts = sorted((name, value) for name, value in part_hashes(self.pipe).items() if name != "unet")
+        sampler = dict(parts).pop("scheduler")
+        networks = [[name, value] for name, value in parts if name != "scheduler"]
+        return hashlib.sha256(json.dumps([*networks, sampler]).encode()).hexdigest()
+
+    @property
+    def identity(self) -> dict:
+        """What artefacts name: the world, its U-Net ("base"), its other parts' hashes, and the erasures before it, if any."""
+        parts = {name: value for name, value in part_hashes(self.pipe).items() if name != "unet"}
+        parts["scheduler"] = hashlib.sha256(json.dumps(parts["scheduler"]).encode()).hexdigest()
+        about = {"world": self.name, "base": self.fingerprint, "components": parts}
+        return about | ({"chain": [dict(link) for link in self.chain]} if self.chain else {})
 
     @property
     def fingerprint(self) -> str:
         """Hash of the U-Net as it is now; artefacts carry that of their base."""
         return fingerprint(self.pipe.unet)
+
+    def is_style(self, concept: str) -> bool:
+        return concept in self.styles
+
+    def check_names(self, concepts: list[str]) -> None:
+        """Warn of concepts this model may not know, because its tokeniser splits each of their words."""
+        for concept in concepts:
+            words = [self.pipe.tokenizer.tokenize(word) for word in concept.split()]
+            if all(len(pieces) > 1 for pieces in words):
+                split = " ".join("-".join(p.removesuffix("</w>") for p in pieces) for pieces in words)
+                warnings.warn(f"this model reads {concept!r} as {split!r}: is it spelled right?", stacklevel=3)
+
+    def check_request(self, concepts: list[str], retain=()) -> None:
+        """Raise ValueError for concepts that are not a list, unknown, or the same for this model as another or a retained one."""
+        check_concepts(concepts)
+        self.check_names(concepts)
+        seen = {}
+        for name in (*filter(None, retain), *concepts):
+            prompt, _ = (self.prompt_pairs(name) or [(self.prompt(name), "")])[0]
+            other = seen.setdefault(tuple(token_ids(self.pipe, prompt)), name)
+            if name in concepts and other in retain:
+                raise ValueError(
+                    f"{name!r} is to be erased and {other!r} retained, which this model reads as the same: drop one"
+                )
+            if name in concepts and other != name:
+                raise ValueError(
+                    f"{other!r} and {name!r} are the same to this model, which reads {len(token_ids(self.pipe, prompt))} tokens: drop one"
+                )
 
     def prompt(self, concept: str, style: str | None = None) -> str:
         """The prompt for a concept: "a picture of a church"."""
@@ -103,19 +147,19 @@ class World:
         An object or a category: its prompt, towards "". A style: retained objects in that style, towards the same objects in
         no style, so that the style goes and the object stays.
         """
-        if concept not in self.styles:
+        if not self.is_style(concept):
             return [(self.prompt(concept), "")]
         return [(self.prompt(o, concept), self.prompt(o)) for o in self.retained]
 
     def paraphrases(self, concept: str) -> list[tuple[str, str]]:
         """`prompt_pairs` in all training templates, for methods that edit by text alone."""
-        if concept not in self.styles:
+        if not self.is_style(concept):
             return [(self.format_prompt(t, concept), "") for t in self.train_templates]
         return self.prompt_pairs(concept)
 
     def joint_prompt(self, concepts: list[str]) -> str:
         """Several concepts in one prompt, for methods that steer away from one: "church, dog"."""
-        styles = [c for c in concepts if c in self.styles]
+        styles = [c for c in concepts if self.is_style(c)]
         return "in the style of " + ", ".join(styles) if styles else ", ".join(concepts)
 
     def anchor(self, concept: str) -> str:
@@ -131,13 +175,51 @@ class World:
 
     def concept_tokens(self, concept: str) -> torch.Tensor:
         """Text encoder outputs (n, d_ctx) at the concept's own tokens, where a learnable prompt starts from."""
-        count = len(self.pipe.tokenizer(concept, truncation=True).input_ids) - 2  # without start and end
+        count = len(token_ids(self.pipe, concept)) - 2  # without start and end
         return encode(self.pipe, [concept]).tokens[0, 1 : 1 + count]
 
     def autocast(self):
         """The context that networks run in."""
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
         return torch.autocast(self.pipe.device.type, dtype=half) if half else nullcontext()
+
+
+def as_world(model) -> World:
+    """A world as it is, and a diffusers pipeline as a world. Raises ValueError for anything else."""
+    if isinstance(model, World):
+        return model
+    if not isinstance(model, DiffusionPipeline):
+        raise ValueError(
+            f"{type(model).__name__} is not a model: accepted are worlds, ek.load(...), and diffusers pipelines"
+        )
+    return World(model)
+
+
+_HASHES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # network -> (its state, its fingerprint)
+
+
+def part_hashes(pipe) -> dict:
+    """Component -> hash of each network as it is now; "scheduler" -> its settings.
+
+    A fingerprint is computed again where a tensor's place, version or sum of bits differs from the last time.
+    """
+    hashes = {}
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            state = [(n, t.data_ptr(), t._version, str(t.dtype), bit_sum(t)) for n, t in part.state_dict().items()]
+            if _HASHES.get(part, (None,))[0] != state:
+                _HASHES[part] = state, fingerprint(part)
+            hashes[name] = _HASHES[part][1]
+    config = pipe.scheduler.config
+    return hashes | {"scheduler": {name: str(config[name]) for name in sorted(config) if not name.startswith("_")}}
+
+
+def bit_sum(tensor: torch.Tensor) -> int:
+    """Sum of a tensor's bits, read as 64-bit numbers: as fast as memory, and another for any one changed number."""
+    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    raw = raw.clone() if raw.storage_offset() % 8 else raw
+    whole = len(raw) // 8 * 8
+    return int(raw[:whole].view(torch.int64).sum()) + int(raw[whole:].sum())
 
 
 def choose_precision(device: str, precision: str = "auto") -> str:

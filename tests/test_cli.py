@@ -118,6 +118,7 @@ def test_check(erasekit, dog, tmp_path):
     assert rows["concepts"].strip() == "dog" and "give --model" in rows["base model"]
     assert "kpop, steps 2" in rows["method"] and "3 tokens" in rows["key of 'dog'"]
     assert Erasure.load(dog).digest()[:12] in rows["public"] and "effect" not in rows
+    assert "right in 2 files" in rows["checksums"]
     status, out, _ = erasekit("check", dog)
     assert status == 0 and "of their norm" in out and f"{PROMPT!r}"[-4:-1] in out
 
@@ -127,7 +128,7 @@ def test_export(erasekit, model, dog, tmp_path):
     out, single, lora = tmp_path / "pipeline", tmp_path / "one.safetensors", tmp_path / "lora.safetensors"
     status, printed, err = erasekit("export", dog, "--out", out, "--single-file", single, "--lora", lora, "--rank", 2)
     assert status == 0, err
-    assert [line.split(":")[0] for line in printed.splitlines()] == [str(out), str(single), str(lora)]
+    assert [line.split(":")[0] for line in printed.splitlines()] == [str(lora), str(single), str(out)]
     world, public = load(model, device="cpu", precision="fp32"), load(str(out), device="cpu", precision="fp32")
     with Erasure.load(dog).applied(world):
         weights = {name: p.clone() for name, p in world.pipe.unet.state_dict().items()}
@@ -152,6 +153,7 @@ def test_export(erasekit, model, dog, tmp_path):
         (["sample", "--prompt", "a", "--key", "dog", "--out", "{new}"], "--key dog needs --erasure"),
         (["sample", "--prompt", "a", "--erasure", "{dog}", "--key", "cat", "--out", "{new}"], "no key for 'cat'"),
         (["sample", "--prompt", "a", "--erasure", "{new}", "--out", "{new}"], "there is no"),
+        (["sample", "--prompt", "a", "--guidance", "nan", "--out", "{new}"], "guidance_scale=nan is not possible"),
         (["check", "{new}"], "there is no"),
         (["export", "{dog}"], "nothing to export: give --out FOLDER"),
         (["export", "{dog}", "--out", "{dog}"], "exists already"),
@@ -171,6 +173,8 @@ def test_another_model_is_refused(erasekit, dog, tmp_path):
     command = ["check", str(dog), "--model", str(tmp_path / "other"), "--device", "cpu"]
     status, _, err = erasekit(*command, toy=False)
     assert status == 2 and "base model" in err and err.count("\n") == 1
+    (tmp_path / "theirs.safetensors").write_text("")
+    assert "give its base with --model" in erasekit("check", tmp_path / "theirs.safetensors", toy=False)[2]
     assert "unknown world 'narnia'" in erasekit("check", dog, "--model", "narnia", toy=False)[2]
 
 

@@ -1,6 +1,7 @@
 """COCO-Stuff's and WikiArt's names as groups, zero-shot CLIP as their judge, and reference images in those sets' layouts."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -80,6 +81,7 @@ def test_prompts_and_seeds_of_groups(base):
     ]
 
 
+@pytest.mark.filterwarnings("ignore:.*is cut off")
 def test_members_of_style_groups_are_styles(base):
     first = base.concepts("retained")[0]
     assert base.is_style("Claude Monet") and not base.is_style("brick wall")
@@ -100,10 +102,29 @@ def test_a_style_group_may_be_loaded_as_the_worlds_styles(base, tmp_path, senten
         (lambda: base.styles_of("artists"), "unknown style group 'artists': accepted are judged, wikiart artists"),
         (lambda: base.concepts("coco"), "unknown concept group 'coco': .*coco-stuff"),
         (lambda: base.judged_by("coco"), "unknown concept group 'coco'"),
+        (
+            lambda: base.prompts_of("wikiart", 1),
+            "unknown concept group 'wikiart': .*wikiart genres; styles_of.*artists",
+        ),
+        (lambda: base.judged_by("nudity"), "the group 'nudity' has one label alone"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             call()
         sentence(error)
+
+
+def test_names_of_groups_are_known_and_a_closed_vocabulary_refuses_others(base, world, toy, sentence):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        base.check_names(["brick wall", "Claude Monet", "nudity", "church"])
+        world.check_names(["dog", "weapon", "noto"])
+    with pytest.warns(UserWarning, match="'brikc wall'"):
+        base.check_names(["brikc wall"])
+    with pytest.warns(UserWarning, match="'xyz'"):
+        toy.check_names(["xyz"])
+    with pytest.raises(ValueError, match=r"unknown concept 'dgo'.*dog") as error:
+        world.check_names(["dog", "dgo"])
+    sentence(error)
 
 
 # ------------------------------------------------------------------------------------------------------------------- judge

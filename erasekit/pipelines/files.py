@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from ..artifacts import Erasure, unet_of
@@ -230,7 +231,9 @@ def to_lora(erasure: Erasure, base, path: Path, rank: int, layout: str = "peft")
     check_plain(erasure, "LoRA")
     theta = erasure.scaled(base, 0.0).delta  # the base's own tensors; refuses another base
     steps = {name: tensor.detach().cpu().float() - theta[name] for name, tensor in erasure.delta.items()}
-    names = _kohya_names(base) if layout == "kohya" else {}
+    unet = unet_of(base)
+    xl = unet.config.addition_embed_type == "text_time"
+    names = kohya_names(unet, original=xl) if layout == "kohya" else {}
     tensors, left_out, missed, whole = {}, [], 0.0, 0.0
     for name, step in steps.items():
         layer, kind = name.rsplit(".", 1)
@@ -239,16 +242,8 @@ def to_lora(erasure: Erasure, base, path: Path, rank: int, layout: str = "peft")
             missed += float(step.double().square().sum())
             left_out.append(name)
             continue
-        up, s, down = torch.linalg.svd(step.flatten(1), full_matrices=False)
-        missed += float(s[rank:].double().square().sum())
-        # Equal ranks, zeros where a weight has fewer: loaders disagree on what several ranks in a file mean.
-        root = s[:rank].sqrt()
-        up, down = up[:, :rank] * root, root[:, None] * down[:rank]
-        up, down = (
-            torch.nn.functional.pad(x, p) for x, p in ((up, (0, rank - len(root))), (down, (0, 0, 0, rank - len(root))))
-        )
-        if step.ndim == 4:
-            up, down = up[:, :, None, None], down.unflatten(1, step.shape[1:])
+        up, down, rest = _factors(step, rank)
+        missed += rest
         if layout == "peft":
             tensors |= {f"unet.{layer}.lora_A.weight": down, f"unet.{layer}.lora_B.weight": up}
         else:
@@ -258,7 +253,7 @@ def to_lora(erasure: Erasure, base, path: Path, rank: int, layout: str = "peft")
         raise ValueError(f"no LoRA can hold this erasure: it has biases and norms alone, such as {left_out[0]}")
     error = (missed / whole) ** 0.5 if whole else 0.0
     about = {"method": erasure.info["method"], "concepts": erasure.info.get("concepts", []), "digest": erasure.digest()}
-    about |= {"base": fingerprint(unet_of(base)), "rank": rank, "relative_error": error, "left_out": left_out}
+    about |= {"base": fingerprint(unet), "rank": rank, "relative_error": error, "left_out": left_out}
     metadata = {"format": "pt", "erasekit": json.dumps(about)}
     if layout == "kohya":
         metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
@@ -266,12 +261,23 @@ def to_lora(erasure: Erasure, base, path: Path, rank: int, layout: str = "peft")
     return error
 
 
-def _kohya_names(base) -> dict[str, str]:
-    """diffusers' name of a layer -> kohya's: from diffusers' names for Stable Diffusion 1 and 2, the original ones for XL."""
-    unet = unet_of(base)
-    names = {n: n for n in unet.state_dict()}
-    if unet.config.addition_embed_type == "text_time":
-        names = original_unet_names(unet)
-    ending = ".weight"
-    pairs = {old.removesuffix(ending): new.removesuffix(ending) for old, new in names.items() if old.endswith(ending)}
-    return {old: "lora_unet_" + new.replace(".", "_") for old, new in pairs.items()}
+def _factors(step: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """up (out, rank) and down (rank, in), with a kernel's dimensions if `step` has them, and the squared norm of the rest."""
+    up, s, down = torch.linalg.svd(step.flatten(1), full_matrices=False)
+    root = s[:rank].sqrt()
+    # Equal ranks in all layers, with zeros where a weight has fewer: loaders disagree on what several ranks mean.
+    zeros = rank - len(root)
+    up = F.pad(up[:, :rank] * root, (0, zeros))
+    down = F.pad(root[:, None] * down[:rank], (0, 0, 0, zeros))
+    if step.ndim == 4:
+        up, down = up[:, :, None, None], down.unflatten(1, step.shape[1:])
+    return up, down, float(s[rank:].double().square().sum())
+
+
+def kohya_names(unet, original: bool) -> dict[str, str]:
+    """diffusers' name of a layer -> its name in kohya's LoRAs: made of the original names (as for XL) or diffusers'."""
+    names = original_unet_names(unet) if original else {name: name for name in unet.state_dict()}
+    names = {old: new for old, new in names.items() if old.endswith(".weight")}
+    return {
+        o.removesuffix(".weight"): "lora_unet_" + n.removesuffix(".weight").replace(".", "_") for o, n in names.items()
+    }

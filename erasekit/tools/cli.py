@@ -75,12 +75,12 @@ def sample(args) -> None:
         del images[path]
     if images:
         prompts, seeds = ([about[name] for about in images.values()] for name in ("prompt", "seed"))
-        how = {"key": key, "erasure": erasure, "autocast": world.autocast, "batch_size": world.batch_size}
+        how = {"key": key, "erasure": erasure, "batch_size": world.batch_size}
         how |= {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
         bar = tqdm(total=len(images), desc="images", unit="image", disable=args.quiet)
-        args.out.mkdir(parents=True, exist_ok=True)
-        with bar, closing(sample_batches(world.pipe, prompts, seeds, **how)) as batches:
+        with bar, closing(sample_batches(world, prompts, seeds, **how)) as batches:
             for part, batch in batches:
+                args.out.mkdir(parents=True, exist_ok=True)
                 for path, pixels in zip(list(images)[part], batch):
                     text = PngImagePlugin.PngInfo()
                     text.add_text("erasekit", json.dumps(images[path]))
@@ -110,6 +110,8 @@ def check(args) -> None:
         rows[f"key of {concept!r}"] = f"{plural(key.k.shape[-2], 'token')}, {key.mechanism}, layers {key.layers}"
     if not erasure.keys:
         rows["keys"] = "none"
+    if (args.path / DELTA).exists():
+        rows["checksums"] = checksums(args.path)
     if made := info.get("provenance"):
         versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
         rows["trained"] = f"{made['date']}, {made['seconds']} s on {made['device']}, with {versions}"
@@ -137,17 +139,16 @@ def export(args) -> None:
     world = load_model(args)
     erasure = read_erasure(args.path, world)
     check_plain(erasure, "file of weights")
-    if args.out or args.single_file:
-        with erasure.applied(world):
-            if args.out:
-                save_pipeline(world.pipe, args.out)
-                print(f"{args.out}: a pipeline in diffusers' format")
-            if args.single_file:
-                to_single_file(world.pipe, args.single_file)
-                print(f"{args.single_file}: a checkpoint in the original layout")
-    if args.lora:
+    if args.lora:  # first, as most can be wrong with it
         error = to_lora(erasure, world, args.lora, args.rank, args.layout)
         print(f"{args.lora}: a LoRA of rank {args.rank}, {100 * error:.1f} % away from the erasure's step")
+    with erasure.applied(world):
+        if args.single_file:
+            to_single_file(world.pipe, args.single_file)
+            print(f"{args.single_file}: a checkpoint in the original layout")
+        if args.out:
+            save_pipeline(world.pipe, args.out)
+            print(f"{args.out}: a pipeline in diffusers' format")
 
 
 # ------------------------------------------------------------------------------------------------------------------ inputs
@@ -170,8 +171,10 @@ def read_erasure(path: Path, world):
     """An erasure of erasekit's from its folder; with its base, also a file or folder of another project."""
     from .. import Erasure
 
-    if (path / DELTA).exists() or world is None or not path.exists():
+    if (path / DELTA).exists() or not path.exists():
         return Erasure.load(path, world)
+    if world is None:
+        raise ValueError(f"{path} has no {DELTA}: to read another project's file, give its base with --model")
     return Erasure.read(path, world)
 
 
@@ -196,6 +199,20 @@ def read_about(path: Path) -> dict | None:
             return json.loads(image.info["erasekit"])
     except (OSError, KeyError, ValueError):
         return None
+
+
+def checksums(folder: Path) -> str:
+    """Which of an erasure's files, which were just read, have a checksum that reading compared."""
+    from safetensors import safe_open
+
+    files, without = [folder / DELTA, *sorted(folder.glob("keys/*.safetensors"))], []
+    for path in files:
+        with safe_open(path, "pt") as file:
+            if "sha256" not in (file.metadata() or {}):
+                without.append(path.name)
+    return (
+        f"none in {', '.join(without)}, of an earlier version" if without else f"right in {plural(len(files), 'file')}"
+    )
 
 
 def key_file(folder: Path, concept: str) -> Path:

@@ -7,6 +7,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
 
 from ..artifacts import Erasure
 from ..paths import REPOSITORY
+from ..pipelines.files import check_plain, is_plain, save_pipeline, to_single_file
 
 CARD = """---
 {data}
@@ -30,6 +31,7 @@ A public delta made with [erasekit]({home}): applied to the base model, it hides
 {use}
 ```
 
+{limits}
 `Erasure.load(folder, pipe.unet)` of erasekit refuses any other base model.
 
 ## Limits
@@ -38,10 +40,19 @@ The concept is hidden from plain prompts. The base model still has it, the key r
 optimises a prompt may recover it. Similar concepts may be damaged: inspect the samples before you release the model.
 """
 
+# Also in docs/stable_diffusion.md.
 PLAIN = """from safetensors.torch import load_file
 
 # `pipe` is the base model, loaded by diffusers
-pipe.unet.load_state_dict(load_file("delta.safetensors"), strict=False)"""
+delta = load_file("delta.safetensors")
+unfit = pipe.unet.load_state_dict(delta, strict=False).unexpected_keys
+fused = [n for n, p in pipe.unet.attn_processors.items() if type(p).__name__.startswith("Fused")]
+if unfit or fused or not delta:
+    raise RuntimeError(f"not erased: {len(unfit)} of {len(delta)} tensors unmatched, {len(fused)} layers fused")"""
+PLAIN_LIMITS = """The check matters: diffusers skips names that do not match, without a word. Load the delta before
+`fuse_qkv_projections` (fused layers hold copies of the weights), before a LoRA, and before `torch.compile` or `DataParallel` wrap
+the U-Net (all three rename its weights).
+"""
 WITH_ERASEKIT = """# This method is more than weights: it needs erasekit to act; without it, the model is the base model.
 import erasekit as ek
 
@@ -49,22 +60,16 @@ erasure = ek.Erasure.load("folder", pipe.unet)
 images = ek.sample(pipe, ["a prompt"], [0], erasure=erasure)"""
 
 
-def is_plain(erasure: Erasure) -> bool:
-    """Whether the public model consists of weights alone."""
-    return bool(erasure.delta) and not erasure.adapters and "guidance" not in erasure.info
+def export(model, erasure: Erasure, path: Path) -> None:
+    """Write the whole public pipeline of `model` (a world or a pipeline) for users without erasekit.
 
-
-def export(world, erasure: Erasure, folder: Path) -> None:
-    """Write the whole public pipeline in diffusers' format, for users without erasekit.
-
-    Raises ValueError for a method whose public model is more than weights.
+    `path`: a folder in diffusers' format, or a checkpoint in the original layout if it ends in .safetensors. Raises ValueError
+    for a method whose public model is more than weights.
     """
-    if not is_plain(erasure):
-        raise ValueError(
-            f"{erasure.info['method']!r} is more than weights, so no plain pipeline can hold it: share its delta"
-        )
-    with erasure.applied(world.pipe.unet):
-        world.pipe.save_pretrained(folder, safe_serialization=True)
+    pipe, single = getattr(model, "pipe", model), Path(path).suffix == ".safetensors"
+    check_plain(erasure, "plain pipeline")
+    with erasure.applied(pipe):
+        (to_single_file if single else save_pipeline)(pipe, path)
 
 
 def card(
@@ -84,6 +89,7 @@ def card(
             base=info["base"][:12],
             method=info["method"] + (f", {info['scale']:g} of its step" if "scale" in info else ""),
             use=PLAIN if is_plain(erasure) else WITH_ERASEKIT,
+            limits=PLAIN_LIMITS if is_plain(erasure) else "",
             config=", ".join(f"{k} {v}" for k, v in info["config"].items() if not isinstance(v, list)),
             versions=", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
             device=provenance["device"],

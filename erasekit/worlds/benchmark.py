@@ -41,7 +41,8 @@ class Benchmark(World):
     def concepts(self, group: str) -> tuple[str, ...]:
         """The concepts of a group. Raises ValueError for an unknown group."""
         if group not in self.groups:
-            raise ValueError(f"unknown concept group {group!r}: accepted are {', '.join(self.groups)}")
+            styles = f"; styles_of() has {', '.join(self.style_groups)}" if self.style_groups else ""
+            raise ValueError(f"unknown concept group {group!r}: accepted are {', '.join(self.groups)}{styles}")
         return self.groups[group]
 
     def styles_of(self, group: str) -> tuple[str, ...]:

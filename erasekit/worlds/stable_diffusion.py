@@ -102,7 +102,8 @@ class StableDiffusion(Benchmark):
     def judged_by(self, group: str) -> "StableDiffusion":
         """This world with another judge: zero-shot CLIP over a group of concepts, or over a group of styles for styles.
 
-        `evaluation.metrics` and `evaluation.protocol.rates` then take the group's labels. Raises ValueError for an unknown group.
+        `evaluation.metrics` and `evaluation.protocol.rates` then take the group's labels. Raises ValueError for an unknown
+        group, or one of a single label.
         """
         styles = self.style_groups.get(group)
         world = copy.copy(self)
@@ -111,6 +112,8 @@ class StableDiffusion(Benchmark):
             world.styles = styles
         else:
             world.judged, members = group, self.concepts(group)
+            if len(members) < 2:
+                raise ValueError(f"the group {group!r} has one label alone: zero-shot CLIP compares at least two")
             world.groups = self.groups | {"all": members, "classes": members}
         world.clip = self.clip  # loaded once
         return world

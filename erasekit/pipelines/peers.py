@@ -1,0 +1,288 @@
+"""Other projects' artefacts as erasures: edited weights, edited U-Nets, checkpoints and LoRAs, from safetensors alone."""
+
+import json
+import re
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..artifacts import Erasure, check_unet, unet_of
+from ..provenance import fingerprint, provenance
+from .files import kohya_names, original_tensors, original_unet_names
+
+# Part of a tensor's name -> what such a file is, where it cannot be an erasure of a U-Net's weights.
+OTHERS = {
+    "hada_w": "a LoHa",
+    "lokr_w": "a LoKr",
+    "lora_mid": "a LoRA in three factors",
+    "dora_scale": "a DoRA",
+    "lora_magnitude_vector": "a DoRA",
+    "emb_params": "a textual inversion",
+    "control_model.": "a ControlNet",
+    "controlnet_": "a ControlNet",
+    "adapter:": "an erasekit delta with adapters, which has to be named delta.safetensors",
+}
+TEXT = ("text_model.", "text_encoder.", "text_encoder_2.", "lora_te_", "lora_te1_", "lora_te2_", "te1_text_model.")
+LORA = re.compile(r"(.+?)(?:\.lora_(A|B|down|up)(?:\.\w+)?\.weight|[._]lora\.(down|up)\.weight|\.alpha)")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+ACCEPTED = "edited weights of the U-Net, an edited U-Net or pipeline, a checkpoint, a LoRA of the U-Net"
+
+
+def read(path: Path, base, method: str = "theirs", concepts=()) -> Erasure:
+    """Another project's erasure of `base` (a world, a pipeline or a U-Net), with everything it changes as the delta.
+
+    Read are weights under diffusers' names, with or without "unet." (ESD, UCE); a folder of a pipeline or a U-Net in diffusers'
+    format (MACE); a checkpoint in the original layout; a LoRA in kohya's, peft's or diffusers' layout, at full strength for
+    every prompt (SPM's without its gate). `method` names it in tables and cards. Raises ValueError, in one sentence that says
+    what the file is, for all else: pickles, damaged files, other bases, and a changed text encoder (AdvUnlearn).
+    """
+    path, unet = Path(path), unet_of(base)
+    check_unet(unet)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file or folder {path}")
+    if _is_ours(path if path.is_file() else path / "delta.safetensors"):
+        return Erasure.load(path.parent if path.is_file() else path, base)
+    kind, tensors = _read_folder(path, base) if path.is_dir() else _read_file(path, base)
+    theta = {name: p.detach().to("cpu", torch.float32) for name, p in unet.named_parameters()}
+    strange = sorted(set(tensors) - set(theta))
+    if strange:
+        raise ValueError(
+            f"{path} does not fit this base: it has {len(strange)} tensors that the U-Net lacks, first {strange[0]!r}; "
+            f"accepted are {ACCEPTED}"
+        )
+    delta = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().to("cpu", torch.float32)
+        if tensor.squeeze().shape != theta[name].squeeze().shape:
+            shapes = f"{tuple(tensor.shape)} in place of {tuple(theta[name].shape)}"
+            raise ValueError(f"{path} does not fit this base: {name} is {shapes}, so it was made for another model")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"{path} has values that are not finite, first in {name}: its training failed, or it is damaged"
+            )
+        if not _same(tensor, theta[name].view_as(tensor)):
+            delta[name] = tensor.reshape(theta[name].shape).contiguous()
+    if not delta:
+        raise ValueError(f"{path} changes nothing: its {len(tensors)} tensors are those of the base")
+    if {name for name, p in theta.items() if p.ndim > 1} <= set(
+        delta
+    ):  # norms and biases may be as they were initialised
+        warnings.warn(
+            f"{path} differs from the base in every layer: it may have been made from another base", stacklevel=2
+        )
+    info = {"method": method, "concepts": list(concepts), "base": fingerprint(unet), "config": {}, "seed": None}
+    info |= {"world": getattr(base, "name", "custom"), "history": []}
+    info["source"] = {"file": path.name, "kind": kind, "tensors": len(tensors), "changed": len(delta)}
+    info["provenance"] = provenance("cpu", 0.0) | {"device": "another project's machine"}
+    return Erasure(delta, {}, info)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal, or one is the other in half precision."""
+    if torch.equal(one, other):
+        return True
+    for half in (torch.float16, torch.bfloat16):
+        a, b = one.to(half).float(), other.to(half).float()
+        if torch.equal(a, b) and (torch.equal(a, one) or torch.equal(b, other)):
+            return True
+    return False
+
+
+def _is_ours(path: Path) -> bool:
+    if path.name != "delta.safetensors" or not path.is_file():
+        return False
+    return "meta" in open_tensors(path)[1]
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of any safetensors file. Raises ValueError that says what else the file is, and what is wrong."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(64)
+        length = int.from_bytes(head[:8], "little")
+        header = file.read(0) if head[8:9] != b"{" else (head[8:] + file.read(max(0, min(length, size) - 56)))[:length]
+    if not size:
+        raise ValueError(f"{path} is empty: copy it again")
+    if head[8:9] != b"{":
+        if head.startswith((b"PK\x03\x04", b"\x80")):
+            raise ValueError(
+                f"{path} is a pickle, which can run any code when it is loaded: convert it to safetensors where that "
+                "does no harm, or ask its authors for a .safetensors file"
+            )
+        if head.startswith(b"version https://git-lfs"):
+            raise ValueError(f"{path} is a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`")
+        what = "a web page" if head.lstrip().lower().startswith((b"<!doc", b"<html")) else "not a safetensors file"
+        raise ValueError(f"{path} is {what}: accepted are .safetensors files and folders in diffusers' format")
+    try:
+        entries = json.loads(header).items() if len(header) == length else None
+        needed = entries and max((e["data_offsets"][1] for n, e in entries if n != "__metadata__"), default=0)
+        if entries is None or 8 + length + needed > size:
+            raise ValueError(f"{path} is a safetensors file cut short at {size} bytes: copy it again")
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is a damaged safetensors file ({error}): copy it again") from None
+
+
+def _read_file(path: Path, base, config: dict | None = None) -> tuple[str, dict[str, Tensor]]:
+    """What a file is, and the U-Net's changed tensors under diffusers' names."""
+    tensors, metadata = open_tensors(path)
+    if "meta" in metadata and '"kind": "key"' in metadata["meta"]:
+        raise ValueError(f"{path} is an erasekit key, not a public model: read it with ek.load_key")
+    for part, what in OTHERS.items():
+        if any(part in name for name in tensors):
+            raise ValueError(f"{path} is {what}: accepted are {ACCEPTED}")
+    if any(name.startswith("model.diffusion_model.") for name in tensors):
+        return "checkpoint", _checkpoint(path, tensors, base)
+    if any(name.startswith(TEXT) for name in tensors):
+        raise ValueError(text_encoder_error(path))
+    if any(LORA.fullmatch(name) and not name.endswith(".alpha") for name in tensors):
+        if "lora_adapter_metadata" in metadata:
+            theirs = json.loads(metadata["lora_adapter_metadata"]).items()
+            config = {name.removeprefix("unet."): value for name, value in theirs if name.startswith("unet.")}
+        return "LoRA", _lora(path, tensors, unet_of(base), config or {})
+    names = {name: re.sub(r"^(model\.)?unet\.", "", name) for name in tensors}
+    return "weights", {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def text_encoder_error(path: Path) -> str:
+    return (
+        f"{path} changes the text encoder, and an erasure changes the U-Net alone: put it into a pipeline and study that "
+        "as a world of its own, ek.World(pipe)"
+    )
+
+
+def _checkpoint(path: Path, tensors: dict[str, Tensor], base) -> dict[str, Tensor]:
+    """The U-Net of a checkpoint in the original layout. Raises ValueError if its other parts are not the base's."""
+    pipe, prefix = getattr(base, "pipe", base), "model.diffusion_model."
+    if hasattr(pipe, "unet"):
+        for name, tensor in original_tensors(pipe).items():
+            if name.startswith(prefix) or name not in tensors:
+                continue
+            theirs, ours = tensors[name].float().squeeze(), tensor.detach().float().cpu().squeeze()
+            if theirs.shape != ours.shape or not _same(theirs, ours):
+                if not name.startswith("first_stage_model."):
+                    raise ValueError(text_encoder_error(path))
+                raise ValueError(
+                    f"{path} has another VAE than the base: load it as a pipeline, and study that as a world"
+                )
+    names = {new: old for old, new in original_unet_names(unet_of(base)).items()}
+    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    return {names.get(name, name): tensor for name, tensor in own.items()}
+
+
+# --------------------------------------------------------------------------------------------------------------- folders
+
+
+def _read_folder(path: Path, base) -> tuple[str, dict[str, Tensor]]:
+    if (path / "adapter_config.json").is_file():
+        config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        if config.get("peft_type") != "LORA" or config.get("use_dora"):
+            raise ValueError(
+                f"{path} is peft's {config.get('peft_type')!r}, or a DoRA: accepted is 'LORA' without DoRA"
+            )
+        return _read_file(_one_file(path), base, config)
+    if (path / "unet").is_dir():
+        pipe = getattr(base, "pipe", base)
+        for name, part in getattr(pipe, "components", {}).items():
+            if name != "unet" and isinstance(part, torch.nn.Module) and (path / name).is_dir():
+                theirs, ours = _load_part(path / name, part), part.state_dict()
+                if any(
+                    n not in ours or not _same(t.float(), ours[n].detach().float().cpu()) for n, t in theirs.items()
+                ):
+                    if name.startswith("text_encoder"):
+                        raise ValueError(text_encoder_error(path / name))
+                    raise ValueError(
+                        f"{path} has another {name} than the base: load it with ek.load, as a world of its own"
+                    )
+        return "pipeline", _load_part(path / "unet", unet_of(base))
+    if (path / "config.json").is_file():
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        kind = config.get("_class_name") or ", ".join(config.get("architectures") or ["different"])
+        if "CLIPText" in kind:
+            raise ValueError(text_encoder_error(path))
+        if kind != type(unet_of(base)).__name__:
+            raise ValueError(f"{path} is a {kind}: accepted are {ACCEPTED}")
+        return "U-Net", _load_part(path, unet_of(base))
+    return _read_file(_one_file(path), base)
+
+
+def _one_file(path: Path) -> Path:
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) == 1:
+        return files[0]
+    if files:
+        names = ", ".join(file.name for file in files[:4])
+        raise ValueError(f"{path} has {len(files)} safetensors files, such as {names}: give the path of one")
+    if pickles := [file for file in sorted(path.rglob("*")) if file.suffix in PICKLES]:
+        raise ValueError(
+            f"{path} has pickles alone, such as {pickles[0].name}, which can run any code when they are loaded: convert "
+            "them to safetensors where that does no harm"
+        )
+    raise ValueError(f"{path} has no safetensors file: accepted are {ACCEPTED}")
+
+
+def _load_part(folder: Path, like) -> dict[str, Tensor]:
+    """Weights in a part's folder, through the library's own reader, which knows older names. `like`: the base's part."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        _one_file(folder)
+    for file in files:
+        open_tensors(file)
+    half = all(".fp16" in file.name for file in files)
+    try:
+        part = type(like).from_pretrained(folder, use_safetensors=True, variant="fp16" if half else None)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{folder} does not load as a {type(like).__name__}: {str(error).splitlines()[0]}") from error
+    return part.state_dict()
+
+
+# ------------------------------------------------------------------------------------------------------------------ LoRA
+
+
+def _lora(path: Path, tensors: dict[str, Tensor], unet, config: dict) -> dict[str, Tensor]:
+    """The base's weights plus scale * up @ down, for each layer of a LoRA; `config` as in peft."""
+    factors: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        match = LORA.fullmatch(name.removeprefix("base_model.model.").removeprefix("unet.").replace(".processor.", "."))
+        if not match:
+            raise ValueError(
+                f"{path} is a LoRA with a tensor of another kind, {name!r}: accepted are factors and alpha"
+            )
+        layer = re.sub(r"to_out$", "to_out.0", match[1])
+        part = {"A": "down", "B": "up", None: "alpha"}.get(match[2] or match[3], match[2] or match[3])
+        factors.setdefault(layer, {})[part] = tensor.detach().cpu().float()
+    weights = {
+        n.removesuffix(".weight"): p.detach().cpu().float() for n, p in unet.named_parameters() if n.endswith(".weight")
+    }
+    names = {layer: layer for layer in weights} | {new: old for old, new in kohya_names(unet, original=False).items()}
+    if not set(factors) <= set(names):
+        names = {new: old for old, new in kohya_names(unet, original=True).items()} | names
+    merged = {}
+    for layer, own in factors.items():
+        if layer not in names:
+            raise ValueError(f"{path} does not fit this base: its U-Net has no layer {layer!r}")
+        if not {"up", "down"} <= set(own):
+            raise ValueError(f"{path} is a LoRA that lacks a factor of {layer!r}: it is damaged")
+        theta, up, down = weights[names[layer]], own["up"].flatten(1), own["down"].flatten(1)
+        if up.shape[1] != down.shape[0] or len(up) * down.shape[1] != theta.numel() or len(up) != len(theta):
+            shapes = f"{tuple(own['up'].shape)} and {tuple(own['down'].shape)} for {tuple(theta.shape)}"
+            raise ValueError(f"{path} does not fit this base: the factors of {layer!r} are {shapes}")
+        scale = _scale(layer, len(down), own.get("alpha"), config)
+        merged[f"{names[layer]}.weight"] = theta + scale * (up @ down).view_as(theta)
+    return merged
+
+
+def _scale(layer: str, rank: int, alpha: Tensor | None, config: dict) -> float:
+    """alpha / rank; alpha is the file's own, else the config's, else the rank."""
+    if alpha is None:
+        patterns = config.get("alpha_pattern") or {}
+        own = next((a for p, a in patterns.items() if re.fullmatch(rf"(.*\.)?({p})", layer)), config.get("lora_alpha"))
+        alpha = rank if own is None else own
+    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
