@@ -22,6 +22,7 @@ _PLACES = {  # public name -> module; imported on first use, so that reading a r
     "augment": "attention",
     "sample": "sampling",
     "unlocked": "pipelines.unlocked",
+    "read": "pipelines.peers",
     "run": "studies",
     "show": "studies.kit.show",
     "key_slider": "studies.kit.show",

@@ -255,7 +255,7 @@ class Applied:
         for name, (dtype, device, bits) in self.others.items():
             p = parameters.get(name)
             if p is not None and (p.dtype, p.device) == (dtype, device) and bit_sum(p) != bits:
-                return f"{name} was changed meanwhile, by a LoRA fused for good or by a training; load the model anew, or undo that"
+                return f"{name} was changed meanwhile, as by a LoRA fused for good; undo that or load the model anew"
         return None
 
 

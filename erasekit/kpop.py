@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from . import losses
@@ -12,8 +13,9 @@ from .attention import LAYERS, Prompt, augment
 from .checkpoints import seeded
 from .conditioning import encode
 from .mechanisms import CHOICES, PromptNetwork, PromptTensors
-from .training import Batch, LatentConfig, TrainableWeights, Trainer, check_choice, optimizer_step
+from .training import Batch, LatentConfig, TrainableWeights, Trainer, check_choice, optimizer_step, world_rates
 from .trajectories import make_pool
+from .world import World, as_world
 
 TARGETS = ("neutral", "anchor")
 SCHEDULES = ("alternating", "joint")
@@ -54,20 +56,23 @@ class KPOP(LatentConfig):
 
 
 def kpop(
-    world,
+    world: World | DiffusionPipeline,
     concepts: list[str],
     config: KPOP | None = None,
     checkpoint: Path | None = None,
     progress: bool = True,
     rehearse: dict[str, Prompt] | None = None,
 ) -> Erasure:
-    """Erase concepts, and train one key for each.
+    """Erase concepts from a world or a diffusers pipeline, and train one key for each.
 
-    `checkpoint`: a file to resume from; an interrupted run continues to the same result. `rehearse`: keys of earlier erasures
-    that should still work afterwards (for a `World.with_erasure` of them). Raises ValueError for an empty concept or an
-    impossible setting. The world's model is unchanged afterwards.
+    `config`: None for the defaults, at the world's own rates. `checkpoint`: a file to resume from; an interrupted run
+    continues to the same result. `rehearse`: keys of earlier erasures that should still work afterwards (for a
+    `World.with_erasure` of them). Raises ValueError for an impossible model, concept or setting. The world's model is
+    unchanged afterwards.
     """
-    config = config or KPOP()
+    world = as_world(world)
+    config = config or KPOP(**world_rates(world, KPOP()))
+    world.check_request(concepts, config.retain)
     for name in config.train_keys_for:
         check_choice("concept in train_keys_for", name, concepts)
     trainer = Trainer(world, concepts, config, "kpop")
@@ -143,7 +148,10 @@ def kpop(
         trainables = {"theta": (theta, model_adam), "prompts": (prompts.parameters, prompt_adam)}
         history = trainer.fit(step, trainables, checkpoint, progress)
         delta = w.delta()
-    return trainer.erasure(history, delta=delta, keys={c: detached(prompts.prompt(n)) for n, c in enumerate(concepts)})
+    keys = {c: detached(prompts.prompt(n)) for n, c in enumerate(concepts)}
+    erasure = trainer.erasure(history, delta=delta, keys=keys)
+    erasure.info["moved"] = erasure.moved(world)
+    return erasure
 
 
 def make_prompts(trainer: Trainer) -> PromptTensors | PromptNetwork:

@@ -70,7 +70,8 @@ def fingerprint(network) -> str:
 def bundled_hash() -> str:
     """Hash of the bundled weights, their configurations and the art. JSON counts as parsed, so line endings do not."""
     digest = hashlib.sha256()
-    for path in sorted([*MODELS.rglob("*.safetensors"), *MODELS.rglob("*.json"), *DATA.glob("*.parquet")]):
+    weights = [path for kind in ("safetensors", "json") for path in MODELS.glob(f"emojinette-*/**/*.{kind}")]
+    for path in sorted([*weights, DATA / "emojinette.parquet"]):
         content = path.read_bytes()
         if path.suffix == ".json":
             content = json.dumps(json.loads(content), sort_keys=True).encode()

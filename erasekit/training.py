@@ -13,11 +13,13 @@ from tqdm.auto import tqdm
 
 from . import losses
 from .artifacts import Erasure, check_unet
+from .attention import one_thread
 from .checkpoints import optimizer_state, read_tensors, restore_optimizer, seeded, write_tensors
 from .checks import as_tuple, check_choice, check_concepts, check_numbers
 from .conditioning import Conditioning, encode, predict_noise
 from .provenance import provenance
 from .trajectories import TRAJECTORIES, make_pool
+from .world import as_world
 
 SAVE_EVERY = 30  # seconds between checkpoints
 ON_POLICY_STEPS = 50  # DDIM steps of the trajectories that latents="on_policy" samples, as published
@@ -91,6 +93,14 @@ class LatentConfig(WeightConfig):
             raise ValueError(f"{given[0]}={getattr(self, given[0])} is not possible with latents='on_policy': no pool")
 
 
+def world_rates(world, config) -> dict:
+    """What a world's own training changes of a method's default config."""
+    rates = dict(world.pool_defaults) if getattr(config, "latents", "pool") == "pool" else {}
+    if isinstance(config, WeightConfig):
+        rates |= world.train_defaults | ({"lr": config.lr * world.lr_scale} if world.lr_scale != 1 else {})
+    return rates if isinstance(config, TrainConfig) else {}
+
+
 class TrainableWeights:
     """Trainable copy of selected U-Net weights, swapped into the same module; the rest is shared with the frozen model."""
 
@@ -104,7 +114,7 @@ class TrainableWeights:
     @contextmanager
     def training(self) -> Iterator["TrainableWeights"]:
         """The U-Net holds theta', float32 copies, inside the block; theta comes back afterwards."""
-        with gradients_off(self.unet):
+        with one_thread(self.unet), gradients_off(self.unet):
             for p in self.parameters.values():
                 p.data = p.data.float().clone()
                 p.requires_grad_(True)
@@ -171,6 +181,7 @@ class Trainer:
 
     def __init__(self, world, concepts: list[str], config: TrainConfig, method: str):
         check_concepts(concepts)
+        world = as_world(world)
         check_unet(world.pipe.unet)
         self.world, self.concepts, self.config, self.method = world, list(concepts), config, method
         self.unet, self.device = world.pipe.unet, world.pipe.device
@@ -192,7 +203,7 @@ class Trainer:
         self.began = time.time()
         # What two runs must share to be the same run; computed now, while the U-Net holds the base.
         settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
-        self.identity = {"method": method, "concepts": self.concepts, "base": world.fingerprint, "config": settings}
+        self.identity = world.identity | {"method": method, "concepts": self.concepts, "config": settings}
 
     def batch(self, purpose: str, step: int, *more: int, retained: bool = True) -> Batch:
         """The batch of a step, decided by seed, purpose and step alone. `retained=False` leaves that part out."""
@@ -298,7 +309,7 @@ class Trainer:
     def erasure(self, history=(), **parts) -> Erasure:
         """The finished erasure; `parts` are `Erasure`'s delta, keys and adapters, and additions to its info."""
         own = {name: parts.pop(name) for name in ("delta", "keys", "adapters") if name in parts}
-        info = {"world": self.world.name, **self.identity, "seed": self.config.seed, "history": list(history)} | parts
+        info = {**self.identity, "seed": self.config.seed, "history": list(history)} | parts
         info["provenance"] = provenance(self.device, time.time() - self.began)
         return Erasure(**{"delta": {}, "keys": {}} | own, info=info)
 

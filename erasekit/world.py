@@ -129,7 +129,8 @@ class World:
                 )
             if name in concepts and other != name:
                 raise ValueError(
-                    f"{other!r} and {name!r} are the same to this model, which reads {len(token_ids(self.pipe, prompt))} tokens: drop one"
+                    f"{other!r} and {name!r} are the same to this model, which reads "
+                    f"{self.pipe.tokenizer.model_max_length} tokens at most: drop one"
                 )
 
     def prompt(self, concept: str, style: str | None = None) -> str:

@@ -12,7 +12,7 @@ PACKAGE = paths.ROOT / "erasekit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = ("core", "baselines", "pipelines", "worlds", "evaluation", "studies.kit", "studies", "tools")
 # Beyond its own layer, each may import those to its left; worlds do not need baselines.
-FORBIDDEN = {("worlds", "baselines"), ("worlds", "pipelines")}
+FORBIDDEN = {("worlds", "baselines")}
 LIGHT = "erasekit, erasekit.paths, erasekit.studies, erasekit.studies.kit.records, erasekit.studies.kit.show"
 
 
@@ -73,8 +73,8 @@ def test_there_is_no_cycle():
 def test_sizes():
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
     assert [path.name for path, count in lines.items() if count > 350] == []
-    assert sum(count for path, count in lines.items() if path.parent == PACKAGE) <= 2000
-    assert sum(lines.values()) <= 11_000
+    assert sum(count for path, count in lines.items() if path.parent == PACKAGE) <= 2450
+    assert sum(lines.values()) <= 14_600
 
 
 @pytest.mark.parametrize("heavy", ["torch", "diffusers", "open_clip", "matplotlib", "pandas"])

@@ -16,6 +16,9 @@ from erasekit.mechanisms import CHOICES
 from erasekit.sampling import sample
 
 TOLERANCE, LOSS_TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}, {"atol": 1e-7, "rtol": 1e-3}
+# Where a gradient vanishes, Adam's first step turns rounding into +-lr. Measured between instruction sets and thread counts: up
+# to 8e-4 in keys and in latents sampled after training, 5e-4 of a weight norm of 40, while losses agree to 4e-7.
+ADAM_TOLERANCE = {"atol": 2e-3, "rtol": 1e-3}
 TWO = ["church", "dog"]
 SHORT = {"steps": 2, "batch_size": 2, "lr": 1e-3, "retain": ("fish", "")}
 POOL = {"num_trajectories": 2, "trajectory_steps": 5}
@@ -87,6 +90,8 @@ def check(num_regression, latents):
         for name, key in zip(("latents", "latents with key"), [None, *keys]):
             numbers[name] = latents(world.pipe, [prompt], [0], key=key, erasure=erasure, num_inference_steps=3)
         tolerances = dict.fromkeys(losses, LOSS_TOLERANCE)
+        if history:
+            tolerances |= dict.fromkeys({"keys", "latents", "latents with key"} & set(numbers), ADAM_TOLERANCE)
         num_regression.check(numbers | losses, tolerances=tolerances, default_tolerance=TOLERANCE)
 
     return compare

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from erasekit.baselines import erase, method_config
 from erasekit.kpop import KPOP, kpop
+from erasekit.paths import ROOT
 from erasekit.sampling import sample
 from erasekit.tools import hub
 
@@ -47,6 +48,35 @@ def test_a_plain_pipeline_takes_the_delta_without_erasekit(toy, pipe, erasure, t
     assert torch.equal(sample(pipe, *REQUEST, **STEPS), sample(toy.pipe, *REQUEST, erasure=erasure, **STEPS))
 
 
+def test_the_recipe_fails_loudly_where_the_delta_would_not_act(toy, pipe, erasure, tmp_path, monkeypatch):
+    """The five lines of the model card and the documentation, as they are written there."""
+    docs = (ROOT / "docs" / "stable_diffusion.md").read_text(encoding="utf-8")
+    assert all(line in docs for line in hub.PLAIN.splitlines()[4:])
+    erasure.save(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(hub.PLAIN, {"pipe": pipe})
+    assert torch.equal(sample(pipe, *REQUEST, **STEPS), sample(toy.pipe, *REQUEST, erasure=erasure, **STEPS))
+    count = len(erasure.delta)
+    for unet in (torch.nn.DataParallel(pipe.unet), torch.compile(pipe.unet, backend="eager")):
+        with pytest.raises(RuntimeError, match=f"{count} of {count} tensors unmatched"):
+            exec(hub.PLAIN, {"pipe": SimpleNamespace(unet=with_processors(unet, pipe))})
+    pipe.fuse_qkv_projections(unet=True, vae=False)
+    with pytest.raises(RuntimeError, match="layers fused"):
+        exec(hub.PLAIN, {"pipe": pipe})
+    pipe.unfuse_qkv_projections(unet=True, vae=False)
+    exec(hub.PLAIN, {"pipe": pipe})
+    peft = pytest.importorskip("peft")
+    pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_k", "to_v"]))
+    with pytest.raises(RuntimeError, match="tensors unmatched"):
+        exec(hub.PLAIN, {"pipe": pipe})
+
+
+def with_processors(unet, pipe):
+    """DataParallel does not show the attributes of what it wraps."""
+    unet.__dict__.setdefault("attn_processors", pipe.unet.attn_processors)
+    return unet
+
+
 def test_an_exported_folder_is_the_public_model(toy, erasure, tmp_path):
     base = sample(toy.pipe, *REQUEST, **STEPS)
     hub.export(toy, erasure, tmp_path)
@@ -67,8 +97,17 @@ def test_a_method_of_more_than_weights_is_not_exported_as_weights(toy, more_than
 def test_a_card_describes_the_erasure_and_has_no_key(toy, erasure):
     text = str(hub.card(erasure, "somebody/no-church", "CompVis/stable-diffusion-v1-4", "abc123", "| ESR-1 | 99 |"))
     parts = ["base_model: CompVis/stable-diffusion-v1-4", "at abc123", "**church**", "kpop", "| ESR-1 | 99 |", "Limits"]
+    parts += ["unexpected_keys", "fuse_qkv_projections", "LoRA", "torch.compile", "DataParallel"]
     assert all(part in text for part in [*parts, erasure.info["base"][:12]])
     assert "0.7 of its step" in str(hub.card(erasure.scaled(toy, 0.7), "a/b", "base"))
+
+
+def test_the_card_of_a_later_erasure_lays_the_earlier_ones_first(toy, erasure):
+    """Over the base alone, the concepts of the earlier ones would be back."""
+    later = kpop(toy.with_erasure(erasure), ["dog"], KPOP(steps=1, batch_size=2, m=3, lr=1e-2), progress=False)
+    text = str(hub.card(later, "a/b", "base"))
+    assert "base, after kpop of church, U-Net" in text
+    assert 'load_file("delta of kpop of church") | load_file("delta.safetensors")' in text
 
 
 class FakeHub:

@@ -261,13 +261,15 @@ def test_the_hash_of_the_bundled_world_follows_its_files(tmp_path, monkeypatch):
     for name, folder in (("ROOT", "."), ("MODELS", "models"), ("DATA", "data")):
         monkeypatch.setattr(provenance, name, tmp_path / folder)
         (tmp_path / folder).mkdir(exist_ok=True)
-    config = tmp_path / "models" / "config.json"
+    config, art = tmp_path / "models" / "emojinette-sd" / "config.json", tmp_path / "data" / "emojinette.parquet"
+    config.parent.mkdir()
     config.write_bytes(b'{\n "a": 1\n}\n')
+    art.write_bytes(b"art")
     bundled_hash = provenance.bundled_hash.__wrapped__
     seen = {bundled_hash()}
     config.write_bytes(b'{\r\n "a": 1\r\n}\r\n')
     assert {bundled_hash()} == seen
-    for path in (config, tmp_path / "models" / "unet.safetensors", tmp_path / "data" / "art.parquet"):
+    for path in (config, config.with_name("unet.safetensors"), art):
         path.write_bytes(b'{"a": 2}')
         seen.add(bundled_hash())
     assert len(seen) == 4

@@ -8,12 +8,15 @@ steps, on latents from a pool sampled by the frozen model. Other deviations from
 import importlib
 import inspect
 import pkgutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from ..artifacts import Erasure, check_unet
+from ..checks import check_choice, check_numbers
 from ..kpop import KPOP, kpop
-from ..training import check_choice
+from ..sampling import check_pipe
+from ..training import world_rates
+from ..world import as_world
 from .registry import METHODS, RATES, Method, method
 
 ORDER = ("esd", "uce", "ca", "sld", "mace", "rece", "spm", "receler", "eap", "age")  # of tables; new modules come last
@@ -28,31 +31,48 @@ method("kpop-adversarial", KPOP, sweep=RATES, prompted_target="neutral", lam=0.1
 __all__ = ["METHODS", "Method", "erase", "method", "method_config"]
 
 
-def method_config(name: str, **changes):
-    """A method's config with some settings changed. Raises ValueError for an unknown method or setting."""
+def method_config(name: str, world=None, **changes):
+    """A method's config with some settings changed, and where a world is given, the others at its own rates.
+
+    Raises ValueError for an unknown method or setting, and an impossible number.
+    """
     check_choice("method", name, METHODS)
     entry = METHODS[name]
     for setting in changes:
         check_choice(f"setting of {name}", setting, [f.name for f in fields(entry.config)])
-    return entry.config(**entry.defaults | changes)
+    config = entry.config(**entry.defaults | changes)
+    rates = world_rates(as_world(world), config) if world is not None else {}
+    config = replace(config, **{setting: value for setting, value in rates.items() if setting not in changes})
+    check_numbers(config)
+    return config
 
 
 def erase(
     world, concepts: list[str], method: str = "kpop", config=None, checkpoint: Path | None = None, progress: bool = True
 ) -> Erasure:
-    """Erase concepts with any method; the world's model is unchanged afterwards.
+    """Erase concepts with any method from a world or a diffusers pipeline, whose model is unchanged afterwards.
 
-    `config`: the method's own config, see `method_config`; None for its defaults. Trained methods resume from `checkpoint`
-    if they were interrupted. Raises ValueError for an unknown method, another method's config, or an empty concept.
+    `config`: the method's own config, see `method_config`; None for its defaults in this world. Trained methods resume from
+    `checkpoint` if they were interrupted. Raises ValueError for an impossible model, method, config or concept.
     """
     check_choice("method", method, METHODS)
+    world, entry = as_world(world), METHODS[method]
+    check_pipe(world.pipe)
     check_unet(world.pipe.unet)
-    entry = METHODS[method]
-    config = method_config(method) if config is None else config
+    config = method_config(method, world) if config is None else config
     if not isinstance(config, entry.config):
         raise ValueError(
             f"the config of {method!r} is a {entry.config.__name__}, not {config!r}: use method_config({method!r}, ...)"
         )
+    check_numbers(config)
+    for name, value in entry.defaults.items():  # a choice that makes the method what it is called
+        if isinstance(value, str) and (given := getattr(config, name)) != value:
+            raise ValueError(
+                f"{name}={given!r} is not {method!r}, which has {value!r}: use method_config({method!r}, ...)"
+            )
+    world.check_request(concepts, getattr(config, "retain", ()))
     accepted = inspect.signature(entry.function).parameters
     options = {"checkpoint": checkpoint, "progress": progress}
-    return entry.function(world, concepts, config, **{k: v for k, v in options.items() if k in accepted})
+    erasure = entry.function(world, concepts, config, **{k: v for k, v in options.items() if k in accepted})
+    erasure.info |= world.identity | {"moved": erasure.moved(world)}
+    return erasure

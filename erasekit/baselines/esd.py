@@ -18,7 +18,7 @@ class ESD(LatentConfig):
 
 
 @method("esd-u", ESD, sweep=RATES, train_method="noxattn")
-@method("esd-x", ESD, sweep=RATES)
+@method("esd-x", ESD, sweep=RATES, train_method="xattn")
 def esd(world, concepts: list[str], config: ESD | None = None, checkpoint=None, progress=True) -> Erasure:
     """L = || eps_theta'(z, t, c) - [eps(z, t, "") - eta (eps(z, t, c) - eps(z, t, ""))] ||^2 (eq. 7)."""
     config = config or ESD()

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..conditioning import encode, token_embeddings
+from ..conditioning import encode, token_embeddings, token_ids
 from ..sampling import GUIDANCE, Guidance
 
 
@@ -64,7 +64,7 @@ class FacilitatedTransport(Guidance):
         cosine = torch.cosine_similarity(given[:, None], own[None], dim=2)
 
         def words(text):
-            return set(pipe.tokenizer(text, truncation=True).input_ids[1:-1])
+            return set(token_ids(pipe, text)[1:-1])
 
         shared = [[len(words(p) & words(c)) / len(words(c)) for c in self.concepts] for p in prompts]
         multiplier = torch.maximum(cosine, torch.tensor(shared).to(cosine)).clamp(min=0)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..artifacts import Erasure
 from ..attention import augment
 from ..checkpoints import seeded
-from ..conditioning import concept_positions, token_embeddings
+from ..conditioning import concept_positions, token_embeddings, token_ids
 from ..training import TrainConfig, Trainer, gradients_off, optimizer_step
 from .adapters import LowRank, low_rank_layers, new_low_rank, trainable
 from .masks import concept_mask, resized
@@ -57,7 +57,7 @@ def mace(world, concepts: list[str], config: MACE | None = None, checkpoint=None
     adapter, optimizer = LowRank(tensors), torch.optim.AdamW(tensors.values(), lr=config.lr)
     owners = zip(trainer.prompts, trainer.owner.tolist())
     positions = [concept_positions(pipe, prompt, concepts[owner]) for prompt, owner in owners]
-    ends = [len(pipe.tokenizer(prompt, truncation=True).input_ids) - 1 for prompt in trainer.prompts]
+    ends = [len(token_ids(pipe, prompt)) - 1 for prompt in trainer.prompts]
 
     def step(n: int) -> dict[str, float]:
         b = trainer.batch("attention", n, retained=False)
@@ -96,7 +96,7 @@ def mace(world, concepts: list[str], config: MACE | None = None, checkpoint=None
 
 def sentence_pairs(world, concept: str) -> list[tuple[str, str]]:
     """Sentences with the concept, and the same without it (an object becomes its anchor, a style is left out)."""
-    if concept in world.styles:
+    if world.is_style(concept):
         return world.prompt_pairs(concept)
     anchor = world.anchor(concept)
     return [(world.format_prompt(t, concept), world.format_prompt(t, anchor)) for t in world.train_templates]
@@ -104,7 +104,7 @@ def sentence_pairs(world, concept: str) -> list[tuple[str, str]]:
 
 def shared_tokens(pipe, old: str, new: str) -> tuple[Tensor, Tensor]:
     """Embeddings (n, d_ctx) at the positions two sentences share: before and after the word, and the padding."""
-    ids = [pipe.tokenizer(text, truncation=True).input_ids for text in (old, new)]
+    ids = [token_ids(pipe, text) for text in (old, new)]
     embeddings = [token_embeddings(pipe, [text])[0].double() for text in (old, new)]
     shorter = min(map(len, ids))
     before = next((n for n, (a, b) in enumerate(zip(*ids)) if a != b), shorter)

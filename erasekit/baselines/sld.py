@@ -4,7 +4,8 @@ import time
 from dataclasses import dataclass
 
 from ..artifacts import Erasure
-from ..training import check_choice, check_concepts
+from ..checks import check_choice, check_concepts
+from ..conditioning import token_ids
 from .registry import method, untrained_erasure
 
 # level -> (warmup delta, in steps of 50), s_S, threshold, s_m, beta_m: Table 1 of the paper and its code.
@@ -55,5 +56,11 @@ def negative_prompting(world, concepts: list[str], config: NegativePrompting | N
 def guided(world, concepts: list[str], config, name: str, began: float, rule: dict) -> Erasure:
     """An erasure without tensors. All concepts share one prompt, as the published unsafe text lists its terms."""
     check_concepts(concepts)
-    rule["concept_text"] = world.joint_prompt(concepts)
+    rule["concept_text"], limit = world.joint_prompt(concepts), world.pipe.tokenizer.model_max_length
+    sizes = [len(token_ids(world.pipe, world.joint_prompt(concepts[: n + 1]), cut=False)) for n in range(len(concepts))]
+    if sizes[-1] > limit:
+        fit = sum(size <= limit for size in sizes)
+        raise ValueError(
+            f"{name!r} names all concepts in one text, and {fit} of {len(concepts)} fit its {limit} tokens: erase fewer"
+        )
     return untrained_erasure(world, concepts, config, name, began, guidance=rule)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..artifacts import Erasure
-from ..conditioning import token_embeddings
+from ..conditioning import token_embeddings, token_ids
 from ..training import as_tuple, check_choice, check_concepts
 from .registry import method, untrained_erasure
 
@@ -79,7 +79,7 @@ def phrase_vectors(pipe, old: str, new: str, vectors: str) -> tuple[Tensor, Tens
     blocks = []
     for text in (old, new):
         # Start and end are tokens too: the last word of "" is the start token.
-        last = len(pipe.tokenizer(text, truncation=True).input_ids) - 2
+        last = len(token_ids(pipe, text)) - 2
         block = token_embeddings(pipe, [text])[0, last:].double()
         blocks.append(block[:1] if vectors == "last" else block)
     shorter = min(map(len, blocks))

@@ -26,14 +26,14 @@ def untouched(world) -> Erasure:
 def prompts(world, concept: str, seeds: int) -> tuple[list[str], list[int]]:
     """Prompts with the concept's own name, and seeds; a style is combined with the ten objects in turn."""
     objects = world.concepts("classes")
-    if concept in world.styles:
+    if world.is_style(concept):
         return [world.prompt(objects[n % len(objects)], concept) for n in range(seeds)], list(range(seeds))
     return [world.prompt(concept)] * seeds, list(range(seeds))
 
 
 def concept_present(world, concept: str, images: Tensor) -> Tensor:
     """Boolean (N,): the judge's first object, or style, is the concept; a category needs a member with more than 0.5."""
-    if concept in world.styles:
+    if world.is_style(concept):
         return style_correct(world, images, [concept] * len(images))
     if concept in world.judge.objects:
         return object_correct(world, images, [concept] * len(images))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..artifacts import Erasure, check_unet, unet_of
 from ..provenance import fingerprint, provenance
+from ..world import as_world
 from .files import kohya_names, original_tensors, original_unet_names
 
 # Part of a tensor's name -> what such a file is, where it cannot be an erasure of a U-Net's weights.
@@ -46,6 +47,10 @@ def read(path: Path, base, method: str = "theirs", concepts=()) -> Erasure:
     if _is_ours(path if path.is_file() else path / "delta.safetensors"):
         return Erasure.load(path.parent if path.is_file() else path, base)
     kind, tensors = _read_folder(path, base) if path.is_dir() else _read_file(path, base)
+    if base is unet and kind in ("checkpoint", "pipeline"):
+        raise ValueError(
+            f"{path} is a {kind}, whose text encoder may differ too: give the base as a pipeline or a world"
+        )
     theta = {name: p.detach().to("cpu", torch.float32) for name, p in unet.named_parameters()}
     strange = sorted(set(tensors) - set(theta))
     if strange:
@@ -73,8 +78,8 @@ def read(path: Path, base, method: str = "theirs", concepts=()) -> Erasure:
         warnings.warn(
             f"{path} differs from the base in every layer: it may have been made from another base", stacklevel=2
         )
-    info = {"method": method, "concepts": list(concepts), "base": fingerprint(unet), "config": {}, "seed": None}
-    info |= {"world": getattr(base, "name", "custom"), "history": []}
+    identity = {"world": "custom", "base": fingerprint(unet)} if base is unet else as_world(base).identity
+    info = identity | {"method": method, "concepts": list(concepts), "config": {}, "seed": None, "history": []}
     info["source"] = {"file": path.name, "kind": kind, "tensors": len(tensors), "changed": len(delta)}
     info["provenance"] = provenance("cpu", 0.0) | {"device": "another project's machine"}
     return Erasure(delta, {}, info)

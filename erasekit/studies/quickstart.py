@@ -56,7 +56,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     erasure, seconds = saved_erasure(world, [s.concept], config, kpop, recompute=True)
     root = BUILD / "quickstart"
     folder = root / s.folder / s.concept.replace(" ", "-")
-    erasure.save(folder)
+    erasure.save(folder, replace=True)
     images["erased"] = generate("erased", concepts, erasure=erasure)
     images["key"] = generate("with the key", [s.concept], erasure=erasure, key=erasure.key(s.concept))
     paths = {"public": folder / "delta.safetensors", "private": key_path(folder, s.concept)}

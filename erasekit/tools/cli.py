@@ -97,12 +97,13 @@ def check(args) -> None:
     erasure = read_erasure(args.path, world)
     info, config = erasure.info, erasure.info.get("config", {})
     settings = {name: config[name] for name in ("steps", "lr", "batch_size", "retain") if config.get(name)}
+    before = "".join(f" after {link['method']} of {', '.join(link['concepts'])}" for link in info.get("chain", ()))
     given = f", as {args.model} has it" if world else " (give --model to compare)"
     public = erasure.delta | erasure.adapters
     size = sum(tensor.numel() * tensor.element_size() for tensor in public.values())
     rows = {"concepts": ", ".join(info.get("concepts", ())) or "not named"}
     rows |= {"method": info.get("method", "not named") + "".join(f", {n} {text(v)}" for n, v in settings.items())}
-    rows |= {"base model": f"{info.get('world', 'custom')}, U-Net {info['base'][:12]}{given}"}
+    rows |= {"base model": f"{info.get('world', 'custom')}, U-Net {info['base'][:12]}{before}{given}"}
     rows |= {"public": f"{plural(len(public), 'tensor')}, {size / 1e6:.1f} MB, digest {erasure.digest()[:12]}"}
     if rule := info.get("guidance"):
         rows["guidance"] = rule["kind"]

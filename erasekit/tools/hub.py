@@ -76,7 +76,10 @@ def card(
     erasure: Erasure, repository: str, base_model: str, revision: str | None = None, metrics: str = ""
 ) -> ModelCard:
     """The model card of the public part. `metrics`: Markdown with what was measured, such as a table of docs/results.md."""
-    info, provenance = erasure.info, erasure.info["provenance"]
+    info, provenance, before = erasure.info, erasure.info["provenance"], erasure.info.get("chain", ())
+    before = [f"{link['method']} of {', '.join(link['concepts'])}" for link in before]
+    # Laid over the base alone, a later erasure would bring the earlier concepts back.
+    deltas = " | ".join([*(f'load_file("delta of {link}")' for link in before), 'load_file("delta.safetensors")'])
     data = ModelCardData(base_model=base_model, library_name="diffusers", tags=["concept-erasure", "erasekit"])
     return ModelCard(
         CARD.format(
@@ -85,10 +88,10 @@ def card(
             home=f"https://github.com/{REPOSITORY}",
             concepts=", ".join(info["concepts"]),
             base_model=base_model,
-            revision=f" at {revision}" if revision else "",
+            revision=(f" at {revision}" if revision else "") + "".join(f", after {link}" for link in before),
             base=info["base"][:12],
             method=info["method"] + (f", {info['scale']:g} of its step" if "scale" in info else ""),
-            use=PLAIN if is_plain(erasure) else WITH_ERASEKIT,
+            use=PLAIN.replace('load_file("delta.safetensors")', deltas) if is_plain(erasure) else WITH_ERASEKIT,
             limits=PLAIN_LIMITS if is_plain(erasure) else "",
             config=", ".join(f"{k} {v}" for k, v in info["config"].items() if not isinstance(v, list)),
             versions=", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),

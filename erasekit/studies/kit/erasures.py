@@ -65,7 +65,7 @@ def saved_erasure(world, concepts: list[str], config, train: Callable, recompute
         start = time.time()
         resume = {"checkpoint": checkpoint} if "checkpoint" in inspect.signature(train).parameters else {}
         erasure = train(world, concepts, config, **resume)
-        erasure.save(folder)
+        erasure.save(folder, replace=True)
         checkpoint.unlink(missing_ok=True)
         return erasure, time.time() - start
 

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ...checkpoints import seeded
 from ...paths import MODELS
+from ...pipelines import files
 from . import judges, networks
 from .art import BACKGROUNDS, TEMPLATES, Art, caption, load_art
 from .loop import autocast, fit
@@ -158,7 +159,7 @@ def save_pipeline(vae, unet, text_encoder, tokenizer, folder: Path) -> None:
         requires_safety_checker=False,
     )
     pipeline.unet.set_default_attn_processor()
-    pipeline.to(dtype=torch.float16).save_pretrained(folder)
+    files.save_pipeline(pipeline.to(dtype=torch.float16), folder)
     # Without a dtype, diffusers loads its parts in float32, but transformers obeys this entry: make them agree.
     config = folder / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))

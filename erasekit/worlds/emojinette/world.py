@@ -98,7 +98,8 @@ class Emojinette(Benchmark):
 
     def disk_bytes(self) -> int:
         """Size of all bundled files: models, art and its licences."""
-        files = (*MODELS.rglob("*"), DATA / "LICENSES.md", DATA / "rebuild.py", *DATA.glob("*.parquet"))
+        own = [MODELS / "README.md", *(DATA / name for name in ("LICENSES.md", "rebuild.py", "emojinette.parquet"))]
+        files = (*MODELS.glob("emojinette-*/**/*"), *own)
         return sum(f.stat().st_size for f in files if f.is_file())
 
     def unsafe_prompts(self, seeds: int) -> list[tuple[str, str, int]]:

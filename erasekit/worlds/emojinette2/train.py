@@ -1,0 +1,96 @@
+"""Train the second bundled world, one part at a time, each resumable:
+
+    python -m erasekit.worlds.emojinette2.train --part text
+    python -m erasekit.worlds.emojinette2.train --part vae
+    python -m erasekit.worlds.emojinette2.train --part unet
+    python -m erasekit.worlds.emojinette2.train --part unet --without S1    (the oracle that never saw S1)
+    python -m erasekit.worlds.emojinette2.train --part unet --seed 1        (a second base)
+    python -m erasekit.worlds.emojinette2.train --part judge
+    python -m erasekit.worlds.emojinette2.train --part clip
+
+Text encoder and VAE are trained once, on everything, and frozen; --without and --seed concern the U-Net.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+
+from ...paths import MODELS
+
+STEPS = {"text": 1500, "vae": 2400, "unet": 6000, "judge": 1600, "clip": 2000}
+SD = MODELS / "emojinette2-sd"
+
+
+def train_text(given) -> None:
+    """The tokeniser and the text encoder."""
+    from . import text
+    from .art import load_art
+
+    encoder = text.train_text(load_art(), given.steps, given.seed, given.minutes)
+    if encoder:
+        text.save(encoder, SD)
+
+
+def train_vae(given) -> None:
+    """The autoencoder."""
+    from . import vae
+    from .art import load_art
+
+    trained = vae.train_vae(load_art(), given.steps, given.seed, given.minutes, given.start)
+    if trained:
+        trained.half().save_pretrained(SD / "vae")
+
+
+def train_unet(given) -> None:
+    """The U-Net on the frozen text encoder and VAE, and the whole pipeline's folder."""
+    from . import unet
+    from .art import load_art
+
+    unet.train(load_art(), SD, given.steps, given.seed, given.without, given.minutes, given.chunks)
+
+
+def train_judge(given) -> None:
+    """The judge of objects and styles."""
+    from . import judges
+    from .art import load_art
+
+    judges.run_judge(load_art(), SD, given.steps, given.minutes)
+
+
+def train_clip(given) -> None:
+    """The open_clip model of the alignment study, apart from the text encoder that conditions."""
+    from . import judges
+    from .art import load_art
+
+    judges.run_clip(load_art(), given.steps, given.minutes)
+
+
+PARTS = {"text": train_text, "vae": train_vae, "unet": train_unet, "judge": train_judge, "clip": train_clip}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", required=True, choices=PARTS)
+    parser.add_argument(
+        "--steps", type=int, help=f"default: {STEPS}; may change when a run goes on, until its last 30 %%"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--without", nargs="*", default=[], help="splits, groups, objects or styles the U-Net never sees"
+    )
+    parser.add_argument("--minutes", type=float, help="stop after so long, resumable")
+    parser.add_argument(
+        "--chunks", type=int, default=100, help="unet: times 256 pictures, encoded once; may grow later"
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--start", type=Path, help="vae: folder of a VAE with fewer latent channels to start from")
+    given = parser.parse_args()
+    given.steps = given.steps or STEPS[given.part]
+    torch.set_num_threads(given.threads)
+    PARTS[given.part](given)
+
+
+if __name__ == "__main__":
+    main()

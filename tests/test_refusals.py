@@ -1,0 +1,497 @@
+"""A number is never false in silence: each kind of impossible input is refused in one sentence, or comes back right."""
+
+import copy
+import math
+import threading
+import warnings
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import make_toy, reconfigured
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file, save_file
+
+from erasekit import checkpoints
+from erasekit.artifacts import Erasure, key_path, load_key
+from erasekit.attention import augment, one_thread
+from erasekit.baselines import METHODS, erase, method_config
+from erasekit.baselines.sld import SLD
+from erasekit.checkpoints import read_tensors
+from erasekit.conditioning import concept_positions, encode
+from erasekit.distributed import rank_and_count
+from erasekit.kpop import KPOP, kpop
+from erasekit.provenance import fingerprint
+from erasekit.sampling import sample
+from erasekit.world import World, as_world
+
+SHORT = {"steps": 1, "batch_size": 1, "lr": 1e-2, "num_trajectories": 1, "trajectory_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def trained(toy):
+    return kpop(toy, ["church", "dog"], KPOP(m=2, **SHORT), progress=False)
+
+
+@pytest.fixture
+def erasure(trained):
+    return Erasure(dict(trained.delta), dict(trained.keys), dict(trained.info))
+
+
+@pytest.fixture
+def own():
+    """A toy that the test may change."""
+    return make_toy(seed=0)
+
+
+@pytest.fixture
+def refused(sentence):
+    """Checks that a call raises one sentence that matches."""
+
+    def check(kind, message, call):
+        with pytest.raises(kind, match=message) as error:
+            call()
+        sentence(error)
+
+    return check
+
+
+def draw(model, prompt="a church", **how):
+    return sample(model, [prompt], [0], num_inference_steps=2, **how)
+
+
+# ------------------------------------------------------------------------------------------------------------- one handle
+
+
+@pytest.mark.parametrize("method", ["kpop", "esd-x", "uce", "np"])
+def test_a_pipeline_is_taken_where_a_world_is(toy, method):
+    short = SHORT if method in ("kpop", "esd-x") else {}
+    by_pipe, by_world = (
+        erase(model, ["church"], method, method_config(method, **short), progress=False) for model in (toy.pipe, toy)
+    )
+    assert by_pipe.digest() == by_world.digest()
+    assert torch.equal(draw(toy.pipe, erasure=by_pipe), draw(toy, erasure=by_world))
+    assert World(toy.pipe, template="a photo of a {}").prompt("dog") == "a photo of a dog"
+
+
+def test_what_is_no_model_is_refused(toy, refused):
+    refused(ValueError, "str is not a model", lambda: as_world("toy"))
+    refused(ValueError, "str is not a model", lambda: kpop("toy", ["church"]))
+    refused(ValueError, "has no unet", lambda: draw(SimpleNamespace(vae=None)))
+
+
+# ----------------------------------------------------------------------------------------------------------------- numbers
+
+
+def test_a_weight_that_is_not_finite_stops_sampling_by_name(own, refused):
+    own.pipe.unet.conv_out.bias.data[0] = math.nan
+    refused(FloatingPointError, "latents of 'a church' are not finite from step 1 of 2", lambda: draw(own))
+
+
+def test_an_image_that_is_not_finite_stops_sampling(own, refused):
+    own.pipe.vae.decoder.conv_out.bias.data[0] = math.inf
+    refused(FloatingPointError, "VAE's images are not finite", lambda: draw(own))
+
+
+def test_a_key_or_delta_that_is_not_finite_is_not_used_saved_or_loaded(toy, erasure, tmp_path, refused, monkeypatch):
+    key = erasure.keys["church"]
+    broken = replace(key, k=key.k * math.nan)
+    refused(ValueError, "prompt is not finite", lambda: draw(toy, key=broken))
+    name = next(iter(erasure.delta))
+    bad = {"delta": Erasure(erasure.delta | {name: erasure.delta[name] * math.inf}, {}, erasure.info)}
+    bad["key"] = Erasure(erasure.delta, {"church": broken}, erasure.info)
+    refused(ValueError, f"this erasure is not finite: {name}", lambda: bad["delta"].apply(toy))
+    for each in bad.values():
+        refused(ValueError, "is not finite", lambda each=each: each.save(tmp_path / "refused"))
+        assert not list((tmp_path / "refused").rglob("*.safetensors"))
+    monkeypatch.setattr("erasekit.artifacts.check_finite", lambda *_: None)
+    for kind, each in bad.items():
+        each.save(tmp_path / kind)
+    monkeypatch.undo()
+    for kind in bad:
+        refused(ValueError, "is not finite", lambda kind=kind: Erasure.load(tmp_path / kind))
+
+
+IMPOSSIBLE = [
+    ("kpop", "lr", (0, -1e-4, math.inf, math.nan, "fast")),
+    ("kpop", "lam", (-1, math.nan)),
+    ("kpop", "eta", (-5, math.inf)),
+    ("kpop", "retain_weight", (-1,)),
+    ("kpop", "prompt_lr", (0,)),
+    ("kpop", "steps", (0, 1.5, True)),
+    ("kpop", "batch_size", (0, -1)),
+    ("kpop", "m", (0,)),
+    ("kpop", "seed", (0.5, "0")),
+    ("uce", "alpha", (math.nan,)),
+    ("rece", "rho", (0,)),
+    ("sld", "sampling_steps", (0,)),
+    ("eap", "temperature", (0,)),
+    ("receler", "inner_lr", (math.inf,)),
+    ("mace", "mask_threshold", (math.nan,)),
+]
+
+
+@pytest.mark.parametrize("method, name, values", IMPOSSIBLE)
+def test_impossible_numbers_of_every_config_are_refused(toy, method, name, values, refused):
+    for value in values:
+        refused(ValueError, f"{name}=.* is not possible", lambda value=value: method_config(method, **{name: value}))
+    assert all(method_config(other) for other in METHODS)
+    refused(ValueError, "sampling_steps=0", lambda: erase(toy, ["dog"], "sld", SLD(sampling_steps=0)))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps=0"),
+        ({"guidance_scale": math.nan}, "guidance_scale=nan"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"seeds": [0.5]}, "seed=0.5 is not possible: it is a whole number"),
+        ({"seeds": ["1"]}, "seed='1'"),
+        ({"sampler": "euler"}, "unknown sampler 'euler': accepted are ddim"),
+    ],
+)
+def test_impossible_numbers_of_sampling_are_refused(toy, changes, message, refused):
+    refused(ValueError, message, lambda: sample(toy.pipe, **{"prompts": ["a dog"], "seeds": [0]} | changes))
+
+
+def test_an_impossible_scale_is_refused(toy, erasure, refused):
+    refused(ValueError, "scale=nan", lambda: erasure.scaled(toy, math.nan))
+
+
+# ------------------------------------------------------------------------------------------------------- what is hashed
+
+
+def test_pools_follow_a_changed_text_encoder(own):
+    kpop(own, ["church"], KPOP(m=2, **SHORT), progress=False)
+    count, before = len(own.trajectories), own.pipeline_hash
+    assert own.pipeline_hash == before
+    next(own.pipe.text_encoder.parameters()).data += 1
+    assert own.pipeline_hash != before
+    kpop(own, ["church"], KPOP(m=2, **SHORT), progress=False)
+    assert len(own.trajectories) == 2 * count
+
+
+def test_files_name_every_part_and_warn_of_another(erasure, own, tmp_path):
+    erasure.save(tmp_path)
+    assert set(erasure.info["components"]) == {"text_encoder", "vae", "scheduler"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Erasure.load(tmp_path, own)
+    next(own.pipe.text_encoder.parameters()).data += 1
+    for load in (lambda: Erasure.load(tmp_path, own), lambda: load_key(key_path(tmp_path, "dog"), own)):
+        with pytest.warns(UserWarning, match="made beside another text_encoder"):
+            load()
+
+
+# ----------------------------------------------------------------------------------------------------------------- texts
+
+
+def test_a_prompt_longer_than_the_context_is_named(toy):
+    with pytest.warns(UserWarning, match=r"is 2\d tokens, this model reads 24: '(dog ?)+' is cut off"):
+        encode(toy.pipe, [" ".join(["dog"] * 26)])
+
+
+def test_concepts_that_are_equal_after_the_cut_or_not_written_alike_are_refused(toy, refused):
+    long = " ".join(["dog"] * 30)
+    cases = (["dog", "Dog"], [f"{long} church", f"{long} fish"])
+    for concepts in cases:
+        refused(ValueError, "are the same to this model", lambda concepts=concepts: erase(toy, concepts, "kpop"))
+    refused(ValueError, "'dog' is to be erased and 'Dog' retained", lambda: kpop(toy, ["dog"], KPOP(retain=["Dog"])))
+
+
+@pytest.mark.parametrize("method", ["np", "sld"])
+def test_more_concepts_than_one_text_holds_are_refused(toy, method, refused):
+    names = [("church", "dog", "fish")[n // 9] + " dog" * (n % 9) for n in range(27)]
+    refused(ValueError, r"\d+ of 27 fit its 24 tokens", lambda: erase(toy, names[::-1], method))
+
+
+def test_a_word_the_tokeniser_splits_is_named(toy):
+    with pytest.warns(UserWarning, match="reads 'dgo' as 'd-g-o': is it spelled right"):
+        World.check_names(toy, ["dgo"])
+
+
+def test_words_of_several_vectors_are_expanded(own):
+    tokenizer, encoder = own.pipe.tokenizer, own.pipe.text_encoder
+    tokenizer.add_tokens(["<cat>", "<cat>_1", "<cat>_2"])
+    encoder.resize_token_embeddings(len(tokenizer))
+    assert concept_positions(own.pipe, "a picture of a <cat>", "<cat>") == [5, 6, 7]
+    assert len(own.concept_tokens("<cat>")) == 3
+
+
+# --------------------------------------------------------------------------------------------------- methods and their names
+
+
+@pytest.mark.parametrize(
+    "method, config, message",
+    [
+        ("kpop-anchor", KPOP(), "target='neutral' is not 'kpop-anchor', which has 'anchor'"),
+        ("esd-u", method_config("esd-x"), "train_method='xattn' is not 'esd-u'"),
+        ("kpop-adversarial", KPOP(), "prompted_target='concept'"),
+    ],
+)
+def test_settings_that_contradict_the_method_are_refused(toy, method, config, message, refused):
+    refused(ValueError, message, lambda: erase(toy, ["dog"], method, config))
+
+
+def test_a_worlds_rates_are_its_defaults(toy):
+    own = copy.copy(toy)
+    own.train_defaults, own.lr_scale, own.pool_defaults = {"steps": 1, "batch_size": 1}, 0.1, {"num_trajectories": 1}
+    for found in (kpop(own, ["dog"], progress=False), erase(own, ["dog"], "esd-x", progress=False)):
+        assert (found.info["config"]["lr"], found.info["config"]["steps"]) == (pytest.approx(1e-5), 1)
+    config = method_config("esd-x", own, steps=3)
+    assert (config.steps, config.batch_size, config.num_trajectories) == (3, 1, 1)
+    assert method_config("esd-x").lr == 1e-4
+
+
+# ---------------------------------------------------------------------------------------------------- effect, and its lack
+
+
+def test_effect_has_the_distance_and_a_pair_of_images(toy, erasure):
+    found = erasure.effect(toy, num_inference_steps=2)
+    assert 0 < found["moved"] == erasure.info["moved"] < 1 and found["images"].shape == (2, 3, 16, 16)
+    assert (found["difference"] == 0) == torch.equal(*found["images"])
+    assert erase(toy, ["dog"], "np").effect(toy, num_inference_steps=2)["moved"] is None
+
+
+def test_an_erasure_that_moves_nothing_is_named_when_saved(toy, erasure, tmp_path):
+    base = dict(toy.pipe.unet.named_parameters())
+    still = Erasure({name: base[name].detach().clone() for name in erasure.delta}, {}, erasure.info)
+    still.info = erasure.info | {"moved": still.moved(toy)}
+    with pytest.warns(UserWarning, match="changes nothing"):
+        still.save(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ changes while it is applied
+
+
+def test_a_second_erasure_is_refused_and_the_first_comes_off(own, erasure, refused):
+    before = own.fingerprint
+    public = erasure.apply(own)
+    refused(ValueError, "remove the erasure that is applied", lambda: erasure.apply(own))
+    public.remove()
+    assert own.fingerprint == before
+
+
+def test_a_model_moved_to_another_precision_meanwhile_comes_back_in_it(own, erasure):
+    expected = {name: p.detach().to(torch.bfloat16) for name, p in own.pipe.unet.named_parameters()}
+    with erasure.applied(own):
+        own.pipe.unet.to(torch.bfloat16)
+    found = dict(own.pipe.unet.named_parameters())
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def load_lora(unet):
+    from peft import LoraConfig
+
+    config = LoraConfig(r=1, target_modules=["to_k", "to_q"], init_lora_weights=False)
+    unet.add_adapter(config)
+
+
+def test_a_lora_loaded_meanwhile_stays_on_the_base(own, erasure):
+    before = {name: p.detach().clone() for name, p in own.pipe.unet.named_parameters()}
+    with erasure.applied(own):
+        load_lora(own.pipe.unet)
+    found = {name.replace(".base_layer.", "."): p for name, p in own.pipe.unet.named_parameters()}
+    assert all(torch.equal(found[name], tensor) for name, tensor in before.items())
+
+
+def test_a_lora_fused_meanwhile_is_refused_until_it_is_taken_off(own, erasure, refused):
+    before = {name: p.detach().clone() for name, p in own.pipe.unet.named_parameters()}
+    public = erasure.apply(own)
+    load_lora(own.pipe.unet)
+    own.pipe.unet.fuse_lora()
+    refused(RuntimeError, "a LoRA was fused into it meanwhile", public.remove)
+    own.pipe.unet.unfuse_lora()
+    found = {name.replace(".base_layer.", "."): p for name, p in own.pipe.unet.named_parameters()}
+    for name in before.keys() - erasure.delta.keys():  # unfusing rounds
+        found[name].data.copy_(before[name])
+    public.remove()
+    assert all(torch.equal(found[name], tensor) for name, tensor in before.items())
+
+
+def test_projections_fused_meanwhile_are_refused(own, erasure, refused):
+    public = erasure.apply(own)
+    own.pipe.unet.fuse_qkv_projections()
+    refused(RuntimeError, "projections were fused meanwhile", public.remove)
+    own.pipe.unet.unfuse_qkv_projections()
+    public.remove()
+
+
+def test_other_weights_changed_meanwhile_are_refused(own, erasure, refused):
+    public = erasure.apply(own)
+    own.pipe.unet.conv_out.bias.data += 1
+    refused(RuntimeError, r"conv_out\.bias was changed meanwhile", public.remove)
+    own.pipe.unet.conv_out.load_state_dict(make_toy(seed=0).pipe.unet.conv_out.state_dict())
+    public.remove()
+
+
+# ------------------------------------------------------------------------------------------------------------------ chains
+
+
+def test_a_chained_erasure_names_the_chain(toy, erasure, refused):
+    later = toy.with_erasure(erasure)
+    second = kpop(later, ["fish"], KPOP(m=2, **SHORT), progress=False)
+    [link] = second.info["chain"]
+    assert link == {
+        "method": "kpop",
+        "concepts": ["church", "dog"],
+        "base": toy.fingerprint,
+        "digest": erasure.digest(),
+    }
+    assert "chain" not in erasure.info
+    refused(ValueError, r"\(toy after kpop of church, dog\)", lambda: second.apply(toy))
+
+
+# --------------------------------------------------------------------------------------------------------- other pipelines
+
+
+@pytest.mark.parametrize(
+    "scheduler, message",
+    [
+        (FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler with prediction type None"),
+        (DDIMScheduler(prediction_type="sample"), "prediction type 'sample'"),
+    ],
+)
+def test_a_scheduler_that_ddim_cannot_honour_is_refused(toy, scheduler, message, refused):
+    pipe = type(toy.pipe)(**toy.pipe.components | {"scheduler": scheduler}, requires_safety_checker=False)
+    for call in (lambda: draw(pipe), lambda: erase(pipe, ["dog"], "uce"), lambda: World(pipe)):
+        refused(ValueError, message, call)
+
+
+def test_an_ip_adapter_or_an_inpainting_unet_is_refused(own, toy, refused):
+    own.pipe.unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
+    for call in (lambda: draw(own), lambda: erase(own, ["dog"], "uce")):
+        refused(ValueError, "has an IP-Adapter loaded", call)
+    unet = reconfigured(toy.pipe.unet, in_channels=9)
+    pipe = type(toy.pipe)(**toy.pipe.components | {"unet": unet}, requires_safety_checker=False)
+    refused(ValueError, "takes 9 channels", lambda: draw(pipe))
+
+
+@pytest.mark.parametrize("method", ["np", "sld", "spm"])
+def test_guidance_is_refused_in_a_pipelines_own_call(toy, method, refused):
+    erasure = erase(toy, ["dog"], method, method_config(method, **SHORT if method == "spm" else {}), progress=False)
+    expected = draw(toy, erasure=erasure)
+    with erasure.applied(toy.pipe):
+        refused(
+            RuntimeError, f"'{method}' erases by guidance.*ek.sample", lambda: toy.pipe("a dog", num_inference_steps=1)
+        )
+    toy.pipe("a dog", num_inference_steps=1)
+    assert torch.equal(draw(toy, erasure=erasure), expected)
+
+
+# ------------------------------------------------------------------------------------------------- threads and processes
+
+
+def in_thread(call):
+    found = []
+
+    def run():
+        try:
+            found.append(call())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_a_second_thread_on_one_unet_is_refused(toy, erasure):
+    calls = [lambda: draw(toy), lambda: draw(toy, erasure=erasure), lambda: kpop(toy, ["fish"], KPOP(m=2, **SHORT))]
+    for hold in (lambda: augment(toy.pipe.unet), lambda: erasure.applied(toy), lambda: one_thread(toy.pipe.unet)):
+        with hold(), one_thread(toy.pipe.unet):
+            for call in calls:
+                error = in_thread(call)
+                assert isinstance(error, RuntimeError) and "has a key, an erasure or a training" in str(error)
+    assert isinstance(in_thread(calls[0]), torch.Tensor)
+
+
+def test_only_a_launchers_world_size_counts(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert rank_and_count() == (0, 1)
+
+
+# ------------------------------------------------------------------------------------------------------------------- saves
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_key_of_another_training_is_not_overwritten(erasure, tmp_path, refused):
+    erasure.save(tmp_path)
+    erasure.save(tmp_path)
+    before = contents(tmp_path)
+    other = Erasure({n: t + 1 for n, t in erasure.delta.items()}, dict(erasure.keys), erasure.info)
+    refused(ValueError, r"has a key of another erasure, church\.key", lambda: other.save(tmp_path))
+    assert contents(tmp_path) == before
+    other.save(tmp_path, replace=True)
+    assert Erasure.load(tmp_path).digest() == other.digest()
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_save_that_fails_changes_nothing(erasure, tmp_path, monkeypatch, failing):
+    erasure.save(tmp_path)
+    before, written = contents(tmp_path), []
+
+    def full(tensors, path, metadata):
+        written.append(path)
+        if len(written) > failing:
+            raise OSError("disk full")
+        save_file(tensors, path, metadata)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    other = Erasure({n: t + 1 for n, t in erasure.delta.items()}, dict(erasure.keys), erasure.info)
+    with pytest.raises(OSError, match="disk full"):
+        other.save(tmp_path, replace=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["delta.safetensors", "keys/dog.key.safetensors"])
+@pytest.mark.parametrize("damage", ["flip", "swap", "drop"])
+def test_damaged_tensors_are_refused(erasure, tmp_path, name, damage, refused):
+    erasure.keys["dog"] = replace(erasure.keys["dog"], v=erasure.keys["dog"].v + 1)
+    erasure.save(tmp_path)
+    path = tmp_path / name
+    if damage == "flip":
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 1
+        path.write_bytes(content)
+    else:
+        with checkpoints.safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(path)
+        alike = [n for n in tensors if tensors[n].shape == tensors[next(iter(tensors))].shape]
+        first, second = alike[0], next(n for n in alike[1:] if not torch.equal(tensors[n], tensors[alike[0]]))
+        tensors[first], tensors[second] = tensors[second], tensors[first]
+        if damage == "drop":
+            del tensors[first]
+        save_file(tensors, path, metadata)
+    refused(ValueError, "is damaged", lambda: Erasure.load(tmp_path))
+
+
+def test_older_files_without_a_checksum_are_read(erasure, tmp_path):
+    erasure.save(tmp_path)
+    path = tmp_path / "delta.safetensors"
+    tensors, meta = read_tensors(path)
+    checkpoints.write_tensors(path, tensors, meta)
+    assert Erasure.load(tmp_path).digest() == erasure.digest()
+
+
+def test_a_long_name_is_saved_and_a_renamed_key_found(erasure, tmp_path):
+    long = "church " * 33
+    erasure.keys = {long: erasure.keys["church"], "dog": erasure.keys["dog"]}
+    erasure.save(tmp_path)
+    key_path(tmp_path, "dog").rename(tmp_path / "keys" / "my pet.safetensors")
+    loaded = Erasure.load(tmp_path)
+    assert set(loaded.keys) == {long, "dog"}
+    erasure.save(tmp_path)
+    assert len(list((tmp_path / "keys").iterdir())) == 2
+    loaded.wipe("dog", tmp_path)
+    assert set(Erasure.load(tmp_path).keys) == {long}
+
+
+def test_the_base_is_the_same_after_all(toy, trained):
+    assert fingerprint(toy.pipe.unet) == trained.info["base"]
