@@ -70,7 +70,7 @@ def features(world, images: Tensor, batch_size: int = 128) -> Tensor:
 def fid(x: Tensor, y: Tensor) -> float:
     """Frechet distance of two sets of features (N, d) (Heusel et al., arXiv 1706.08500). Biased upwards for small N."""
     cov_x, cov_y = torch.cov(x.T), torch.cov(y.T)
-    # The trace of (cov_x cov_y)^(1/2) from the product's eigenvalues, as in torchmetrics: with fewer images than features the
+    # The trace of (cov_x cov_y)^(1/2) from the product's eigenvalues: with fewer images than features the
     # product is singular, where scipy.linalg.sqrtm loses digits.
     root = torch.linalg.eigvals(cov_x @ cov_y).real.clamp(min=0).sqrt().sum()
     return ((x.mean(0) - y.mean(0)).square().sum() + cov_x.trace() + cov_y.trace() - 2 * root).item()
