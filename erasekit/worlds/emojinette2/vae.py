@@ -76,13 +76,13 @@ def train_vae(
 ) -> AutoencoderKL | None:
     """L1, L1 of the gradients and a little KL on crops; None where the time was up first."""
     torch.manual_seed(seed)
-    vae = networks.make_vae().to(memory_format=torch.channels_last).train()
+    vae = networks.make_vae().train()
     if start:
         widen(vae, AutoencoderKL.from_pretrained(start, dtype=torch.float32))
 
     def loss(step: int) -> torch.Tensor:
         generator = seeded("vae", seed, step)
-        images = batch_of(art, generator).contiguous(memory_format=torch.channels_last)
+        images = batch_of(art, generator)
         posterior = vae.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
         error = vae.decode(posterior.mean + posterior.std * noise).sample - images
@@ -93,7 +93,7 @@ def train_vae(
         return None
     images, _ = art.draw(torch.arange(len(art.object_id)), seeded("vae", "statistics"), mirror=0.5, white=0.5)
     normalise(vae, images)
-    return vae.to(memory_format=torch.contiguous_format)  # safetensors takes no other
+    return vae
 
 
 @torch.no_grad()
