@@ -93,7 +93,7 @@ def train_vae(
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         return error.abs().mean() + edges + KL * posterior.kl().mean() / posterior.mean[0].numel()
 
-    if not fit("vae", vae, loss, steps, lr=1e-3, weight_decay=0.0, ema=0.995, minutes=minutes):
+    if not fit("vae", vae, loss, steps, lr=4e-4, weight_decay=0.0, ema=0.995, minutes=minutes):
         return None
     images, _ = art.draw(torch.arange(len(art.object_id)), seeded("vae", "statistics"), mirror=0.5, white=0.5)
     normalise(vae, images)
