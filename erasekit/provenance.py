@@ -67,11 +67,15 @@ def fingerprint(network) -> str:
 
 
 @cache
-def bundled_hash() -> str:
-    """Hash of the bundled weights, their configurations and the art. JSON counts as parsed, so line endings do not."""
+def bundled_hash(world: str = "emojinette") -> str:
+    """Hash of a bundled world's weights, their configurations and the art. JSON counts as parsed, so line endings do not.
+
+    Oracles do not belong to it, nor what a training.json says of the time a training took.
+    """
     digest = hashlib.sha256()
-    weights = [path for kind in ("safetensors", "json") for path in MODELS.glob(f"emojinette-*/**/*.{kind}")]
-    for path in sorted([*weights, DATA / "emojinette.parquet"]):
+    parts = (f"{world}-{part}/**/*.{kind}" for part in ("sd", "judge", "clip") for kind in ("safetensors", "json"))
+    files = [path for part in parts for path in MODELS.glob(part) if path.name != "training.json"]
+    for path in sorted([*files, DATA / f"{world}.parquet"]):
         content = path.read_bytes()
         if path.suffix == ".json":
             content = json.dumps(json.loads(content), sort_keys=True).encode()

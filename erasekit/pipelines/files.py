@@ -58,10 +58,20 @@ def save_pipeline(pipe, folder: Path) -> None:
     folder = Path(folder)
     pipe.save_pretrained(folder, safe_serialization=True)
     for name, part in pipe.components.items():
-        if type(part).__name__ in PREFIXES:
-            _restore_prefix(folder / name, *PREFIXES[type(part).__name__])
-        elif hasattr(part, "backend_tokenizer"):
-            _save_vocabulary(part, folder / name)
+        _complete(part, folder / name)
+
+
+def save_part(part, folder: Path) -> None:
+    """Write one component, such as a text encoder or a tokeniser, as `save_pipeline` does."""
+    part.save_pretrained(folder)
+    _complete(part, Path(folder))
+
+
+def _complete(part, folder: Path) -> None:
+    if type(part).__name__ in PREFIXES:
+        _restore_prefix(folder, *PREFIXES[type(part).__name__])
+    elif hasattr(part, "backend_tokenizer"):
+        _save_vocabulary(part, folder)
 
 
 def _restore_prefix(folder: Path, pattern: str, prefix: str) -> None:

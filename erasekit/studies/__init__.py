@@ -9,12 +9,13 @@ from dataclasses import asdict, fields, replace
 from functools import cache
 from pathlib import Path
 
+from .. import worlds
 from ..provenance import bundled_hash
 from .kit.records import Record, Request, load_or_compute
 from .overrides import overrides
 
 PRESETS = ("smoke", "quick", "full")
-BUNDLED = "emojinette"
+BUNDLED = "emojinette"  # whose records are committed
 # Preset smoke checks that everything runs: sampling latents is most of what it would take otherwise.
 SHORT_POOL = {"num_trajectories": 2, "trajectory_steps": 4}
 
@@ -71,13 +72,13 @@ def find(study: str, world="emojinette", preset: str = "quick") -> tuple[Record 
 
 
 def _identify(world) -> tuple[dict, Callable]:
-    """A world's name and hash, and a function that returns it loaded. The bundled world need not be loaded for its hash."""
+    """A world's name and hash, and a function that returns it loaded. A bundled world need not be loaded for its hash."""
     load_world = cache(lambda: _load(world))
-    if world == BUNDLED:
-        return {"name": BUNDLED, "hash": bundled_hash()}, load_world
+    if isinstance(world, str) and world in worlds.BUNDLED:
+        return {"name": world, "hash": bundled_hash(world)}, load_world
     loaded = load_world()
-    bundled = loaded.name == BUNDLED and loaded.parent is None
-    return {"name": loaded.name, "hash": bundled_hash() if bundled else loaded.version[:16]}, load_world
+    bundled = loaded.name in worlds.BUNDLED and loaded.parent is None
+    return {"name": loaded.name, "hash": bundled_hash(loaded.name) if bundled else loaded.version[:16]}, load_world
 
 
 def _request(study: str, identity: dict, load_world: Callable, preset: str, changes: dict) -> tuple[Request, object]:
@@ -88,7 +89,7 @@ def _request(study: str, identity: dict, load_world: Callable, preset: str, chan
     own = source.PRESETS[preset]
     for name in set(changes) - (known := {field.name for field in fields(own)}):
         raise ValueError(f"unknown setting {name!r} of {study}: accepted are {', '.join(sorted(known))}")
-    if identity["name"] != BUNDLED:
+    if identity["name"] not in worlds.BUNDLED:
         own = overrides(load_world(), study, preset, own)
     chosen = replace(own, **{n: tuple(v) if isinstance(v, list) else v for n, v in changes.items()})
     settings = json.loads(json.dumps(asdict(chosen)))

@@ -1,9 +1,10 @@
-"""Worlds to erase concepts in: the bundled Emojinette, and Stable Diffusion."""
+"""Worlds to erase concepts in: the bundled ones, and Stable Diffusion."""
 
 import re
 from pathlib import Path
 
-WORLDS = ("emojinette", "sd14", "sd15", "sd21", "sdxl")
+BUNDLED = ("emojinette", "emojinette2")
+WORLDS = (*BUNDLED, "sd14", "sd15", "sd21", "sdxl")
 ACCEPTED = f"{', '.join(WORLDS)}, or a pipeline in diffusers' format, by its folder or as owner/name on the hub"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -13,8 +14,8 @@ def load(world: str = "emojinette", device: str | None = None, precision: str = 
 
     `world`: a name of `WORLDS`, or a Stable Diffusion in diffusers' format, as a hub id or a local folder. `precision`: of
     training and sampling; "auto" is bf16 where the processor multiplies it natively, else fp16 on a GPU and fp32 on a CPU.
-    `options`: for Stable Diffusion, see `stable_diffusion.load`. Raises ValueError for an unknown world, precision or option,
-    and FileNotFoundError where weights are missing.
+    `options`: for Stable Diffusion see `stable_diffusion.load`, for an oracle of emojinette2 its `world.load`. Raises
+    ValueError for an unknown world, precision or option, and FileNotFoundError where weights are missing.
     """
     if not is_world_name(world):
         raise ValueError(f"unknown world {world!r}: accepted are {ACCEPTED}")
@@ -26,6 +27,10 @@ def load(world: str = "emojinette", device: str | None = None, precision: str = 
         from .emojinette.world import load as load_emojinette
 
         return load_emojinette(device, precision, **options)
+    if world == "emojinette2":
+        from .emojinette2.world import load as load_emojinette2
+
+        return load_emojinette2(device, precision, **options)
     from .stable_diffusion import load as load_stable_diffusion
 
     return load_stable_diffusion(world, device, precision, **options)

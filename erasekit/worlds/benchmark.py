@@ -2,11 +2,18 @@
 
 import difflib
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 
 from ..world import World
+
+
+class Synonyms(NamedTuple):
+    """Words of an object's meaning."""
+
+    seen: tuple[str, ...] = ()  # the generator's captions use them
+    unseen: tuple[str, ...] = ()  # no training had them
 
 
 @dataclass
@@ -107,6 +114,19 @@ class Benchmark(World):
     def held_out_pairs(self) -> list[tuple[str, str]]:
         """(object, style) pairs that the generator was not trained on, where that is known."""
         return []
+
+    def synonyms(self, concept: str) -> Synonyms:
+        """Other words for an object, where a world knows any. Raises ValueError for an unknown concept."""
+        self.check_concepts([concept])
+        return Synonyms()
+
+    def pair_prompt(self, left: str, right: str) -> str | None:
+        """The prompt for two things in one picture, left to right; None where a world's pictures show one."""
+        return None
+
+    def halves(self, images: torch.Tensor) -> torch.Tensor:
+        """What the judge looks at in pictures (N, 3, H, W) of two things, uint8: the left and the right, (2, N, 3, H, W)."""
+        raise NotImplementedError(f"the pictures of {self.name!r} show one thing each")
 
     def disk_bytes(self) -> int:
         """Size of the pipeline's weights, in the precision they have in memory."""

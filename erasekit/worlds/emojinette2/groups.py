@@ -1,5 +1,6 @@
-"""Named groups of objects: as in the first edition, so that no study has to change."""
+"""Named groups of objects: as in the first edition, so that no study has to change, and hypernyms."""
 
+import difflib
 from collections.abc import Sequence
 
 from . import words
@@ -36,15 +37,35 @@ NEIGHBOURS = {
 LISTS = {"retained": RETAINED, "tuning": TUNING, "tuning kept": TUNING_KEPT}
 
 
-def named(names: Sequence[str]) -> tuple[str, ...]:
-    """The objects and styles that `names` stand for: splits, lists, the category "weapon", hypernyms, objects, styles.
+def named_groups() -> dict[str, tuple[str, ...]]:
+    """Group -> objects: splits, lists, hypernyms and the category "weapon".
 
-    Raises ValueError for any other name.
+    A hypernym of one object is no group, and where a word is also an object's name ("gear") it means that object.
     """
-    groups = SPLITS | LISTS | words.kinds()
-    groups |= {"weapon": tuple(e.name for e in words.OBJECTS.values() if e.group == "weapon")}
-    groups |= {name: (name,) for name in (*words.OBJECTS, *words.STYLE_NAMES)}
+    hypernyms = {k: names for k, names in words.kinds().items() if len(names) > 1 and k not in words.OBJECTS}
+    weapons = tuple(e.name for e in words.OBJECTS.values() if e.group == "weapon")
+    return SPLITS | LISTS | hypernyms | {"weapon": weapons}
+
+
+def members(names: Sequence[str]) -> tuple[str, ...]:
+    """The objects and styles that names of groups, objects and styles stand for. Raises ValueError for any other name."""
+    known = named_groups() | {name: (name,) for name in (*words.OBJECTS, *words.STYLE_NAMES)}
     for name in names:
-        if name not in groups:
-            raise ValueError(f"{name!r} is no split, list, kind, object or style of this world")
-    return tuple(dict.fromkeys(member for name in names for member in groups[name]))
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 3, 0.5) or ("S1", "weapon", "church")
+            raise ValueError(
+                f"{name!r} is no group, object or style of this world: accepted are names such as {', '.join(near)}"
+            )
+    return tuple(dict.fromkeys(member for name in names for member in known[name]))
+
+
+def unsaid(names: Sequence[str]) -> frozenset[str]:
+    """The words that captions have for the objects and styles that `names` stand for."""
+    of_objects = (words.OBJECTS[name].synonyms for name in members(names) if name in words.OBJECTS)
+    return frozenset(members(names)).union(*of_objects)
+
+
+def left_out(names: Sequence[str]) -> tuple[str, ...]:
+    """What an oracle without `names` never sees: their members, and objects that cannot be named without them (teddy bear)."""
+    out, phrases = members(names), unsaid(names)
+    return (*out, *(name for name in words.OBJECTS if name not in out and words.mentions(name, phrases)))

@@ -13,11 +13,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from ... import paths
 from ...checkpoints import read_tensors, seeded, write_tensors
-from ...paths import MODELS
-from . import pictures
+from ...provenance import fingerprint
+from . import fit, pictures
 from .art import RESOLUTION, Art
-from .fit import fit
 
 SEED = 1  # the generator's is 0
 
@@ -82,7 +82,7 @@ def halves(images: torch.Tensor) -> torch.Tensor:
     """Left and right half of pictures (B, 3, 64, 64) of two things, widened by their own edges: (2, B, 3, 64, 64)."""
     quarter = RESOLUTION // 4
     parts = images.unflatten(-1, (2, RESOLUTION // 2)).unbind(-2)
-    return torch.stack([F.pad(part, (quarter, quarter), mode="replicate") for part in parts])
+    return torch.stack([F.pad(part, (quarter, quarter, 0, 0), mode="replicate") for part in parts])
 
 
 def reconstructed(images: torch.Tensor, vae, generator: torch.Generator) -> torch.Tensor:
@@ -95,13 +95,15 @@ def reconstructed(images: torch.Tensor, vae, generator: torch.Generator) -> torc
         return torch.cat([vae.decode(latents).sample.to(images.dtype), images[part:]])
 
 
-def train_judge(art: Art, vae, steps: int, minutes: float | None = None, batch: int = 80) -> Judge | None:
+def train_judge(
+    art: Art, vae, steps: int, minutes: float | None = None, batch: int = 80, device: str = "cpu"
+) -> Judge | None:
     """Cross-entropy on both heads over all the art, the generator's held-out pairs included; None where the time was up first.
 
     A fifth of the batch is halves of pictures of two things, for questions about one beside another.
     """
     torch.manual_seed(SEED)
-    judge = Judge(art.objects, art.styles).train()
+    judge, vae = Judge(art.objects, art.styles).train().to(device), vae.to(device)
     weights = torch.ones(len(art.object_id))
 
     def loss(step: int) -> torch.Tensor:
@@ -114,14 +116,15 @@ def train_judge(art: Art, vae, steps: int, minutes: float | None = None, batch: 
         rows = torch.cat([rows, left, right])
         images = torch.cat([images, halves(double).flatten(0, 1)])
         order = torch.randperm(len(rows), generator=generator)
-        images = softened(reconstructed(images[order], vae, generator), generator)
-        objects, styles = judge(images)
-        rows = rows[order]
-        return F.cross_entropy(objects, art.object_id[rows], label_smoothing=0.05) + F.cross_entropy(
-            styles, art.style_id[rows], label_smoothing=0.05
+        with fit.autocast(device):
+            objects, styles = judge(softened(reconstructed(images[order].to(device), vae, generator), generator))
+        right = art.object_id[rows[order]].to(device), art.style_id[rows[order]].to(device)
+        return F.cross_entropy(objects.float(), right[0], label_smoothing=0.05) + F.cross_entropy(
+            styles.float(), right[1], label_smoothing=0.05
         )
 
-    return judge if fit("judge", judge, loss, steps, lr=2e-3, weight_decay=0.05, ema=0.99, minutes=minutes) else None
+    how = {"lr": 2e-3, "weight_decay": 0.05, "ema": 0.99, "minutes": minutes, "identity": fingerprint(vae)[:16]}
+    return judge if fit.fit("judge", judge, loss, steps, **how) >= steps else None
 
 
 # --------------------------------------------------------------------------------------------------------------- CLIP
@@ -158,26 +161,31 @@ class Clip(nn.Module):
         write_tensors(folder / "open_clip_model.safetensors", state, {})
 
 
-def train_clip(art: Art, steps: int, minutes: float | None = None, batch: int = 128, part: str = "clip") -> Clip | None:
+def train_clip(
+    art: Art, steps: int, minutes: float | None = None, batch: int = 128, part: str = "clip", device: str = "cpu"
+) -> Clip | None:
     """Contrastive learning on the world's captions, in the weights of a model of its own; None where the time was up first.
 
     `part` names its checkpoint.
     """
     torch.manual_seed(SEED)
-    clip, covers = Clip().train(), pictures.coverage()
+    clip, covers = Clip().train().to(device), pictures.coverage()
     weights = torch.ones(len(art.object_id))
 
     def loss(step: int) -> torch.Tensor:
         generator = seeded("clip", SEED, step)
         images, shown = pictures.draw(art, weights, batch, generator)
         said = [pictures.describe(picture, generator) for picture in shown]
-        image = clip.model.encode_image(softened(images, generator), normalize=True)
-        text = clip.model.encode_text(clip.tokenizer([c.text for c in said]), normalize=True)
-        fits = torch.tensor([[c.fits(p, covers) for p in shown] for c in said], dtype=torch.float32)
+        ids = clip.tokenizer([c.text for c in said]).to(device)
+        with fit.autocast(device):
+            image = clip.model.encode_image(softened(images.to(device), generator), normalize=True).float()
+            text = clip.model.encode_text(ids, normalize=True).float()
+        fits = torch.tensor([[c.fits(p, covers) for p in shown] for c in said], dtype=torch.float32).to(device)
         logits = clip.model.logit_scale.exp().clamp(max=100) * text @ image.T
         return (pictures.agreement(logits, fits) + pictures.agreement(logits.T, fits.T)) / 2
 
-    return clip if fit(part, clip, loss, steps, lr=2e-3, weight_decay=0.05, ema=0.99, minutes=minutes) else None
+    how = {"lr": 2e-3, "weight_decay": 0.05, "ema": 0.99, "minutes": minutes}
+    return clip if fit.fit(part, clip, loss, steps, **how) >= steps else None
 
 
 def load_clip(folder: Path):
@@ -186,18 +194,16 @@ def load_clip(folder: Path):
     return model.eval(), open_clip.get_tokenizer(f"local-dir:{folder}")
 
 
-def run_judge(art: Art, folder: Path, steps: int, minutes: float | None) -> None:
+def run_judge(art: Art, folder: Path, steps: int, minutes: float | None, device: str) -> None:
     """Train the judge on the pipeline folder's VAE, into models/."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32).eval()
-    judge = train_judge(art, vae, steps, minutes)
-    if judge:
-        judge.save(MODELS / "emojinette2-judge")
+    if judge := train_judge(art, vae, steps, minutes, device=device):
+        judge.save(paths.MODELS / "emojinette2-judge")
 
 
-def run_clip(art: Art, steps: int, minutes: float | None) -> None:
+def run_clip(art: Art, steps: int, minutes: float | None, device: str) -> None:
     """Train the alignment study's CLIP, into models/."""
-    clip = train_clip(art, steps, minutes)
-    if clip:
-        clip.save(MODELS / "emojinette2-clip")
+    if clip := train_clip(art, steps, minutes, device=device):
+        clip.save(paths.MODELS / "emojinette2-clip")

@@ -1,5 +1,7 @@
 """The parts of the miniature Stable Diffusion: real diffusers and transformers classes, small sizes."""
 
+from pathlib import Path
+
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -56,6 +58,12 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         attn_implementation="eager",
     )
     return CLIPTextModel(config)
+
+
+def load_in_float32(folder: Path) -> None:
+    """Mend a text encoder's config: without a dtype diffusers loads its parts in float32, but transformers obeys this entry."""
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
 
 
 def make_scheduler() -> DDIMScheduler:

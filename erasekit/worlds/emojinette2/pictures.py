@@ -75,19 +75,19 @@ def draw(
     return torch.cat([images, double]), pictures
 
 
-def describe(picture: Picture, generator: torch.Generator) -> Caption:
-    """A random caption of a picture."""
+def describe(picture: Picture, generator: torch.Generator, unsaid: frozenset[str] = frozenset()) -> Caption:
+    """A random caption of a picture, without the words `unsaid`."""
     u = torch.rand(5, generator=generator).tolist()
-    said = tuple(words.say(name, generator)[0] for name in picture.objects)
+    said = tuple(words.say(name, generator, unsaid) for name in picture.objects)
     style = picture.style if u[0] < STYLED else None
     template = words.TEMPLATES[int(u[1] * len(words.TEMPLATES))]
     text = words.caption(template, said[0] if len(said) == 1 else words.pair(*said), style, picture.background)
     if u[2] < NOISE:
         # What the model has never seen must not break it.
         letters = torch.randint(26, (3 + int(6 * u[3]),), generator=generator).tolist()
-        parts = text.split(" ")
-        parts.insert(int(u[4] * (len(parts) + 1)), "".join(chr(97 + c) for c in letters))
-        text = " ".join(parts)
+        parts, noise = text.split(" "), "".join(chr(97 + c) for c in letters)
+        parts.insert(int(u[4] * (len(parts) + 1)), noise)
+        text = text if words.forbidden(noise) or noise in unsaid else " ".join(parts)
     return Caption(text, said, style, picture.background)
 
 

@@ -7,19 +7,17 @@ Three losses:
 Words of `words.FORBIDDEN` are in none of them.
 """
 
-import json
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import save_file
 
 from ...checkpoints import seeded
-from . import networks, pictures, tokens, words
+from ...pipelines import files
+from . import fit, networks, pictures, tokens, words
 from .art import Art
-from .fit import FOLDER, fit
 
 BATCH = 80  # pictures and captions
 SENTENCES = 40  # about common words
@@ -79,7 +77,7 @@ class TextAndPictures(nn.Module):
     def text_features(self, texts: list[str]) -> torch.Tensor:
         """Unit vectors (B, 128) read at the end tokens."""
         ids = self.ids(texts)
-        return self.features(self.encoder(ids).last_hidden_state, self.ends(ids))
+        return self.features(self.encoder(ids.to(self.scale.device)).last_hidden_state, self.ends(ids))
 
 
 class Meanings:
@@ -102,12 +100,14 @@ class Meanings:
         self.weights = (SCALE * near.max(1).values).exp()
 
 
-def train_text(art: Art, steps: int, seed: int, minutes: float | None = None) -> TextAndPictures | None:
+def train_text(
+    art: Art, steps: int, seed: int, minutes: float | None = None, device: str = "cpu"
+) -> TextAndPictures | None:
     """Train on all the art; None where the time was up first."""
     torch.manual_seed(seed)
     tokenizer = tokens.make_tokenizer()
-    table = tokens.token_table(tokenizer)
-    model = TextAndPictures(tokenizer, table).train()
+    table = tokens.token_table(tokenizer).to(device)
+    model = TextAndPictures(tokenizer, table).train().to(device)
     meanings, covers = Meanings(tokenizer, art.objects), pictures.coverage()
     weights = torch.ones(len(art.object_id))
     vocabulary = torch.tensor(sorted(meanings.whole.values()))
@@ -133,7 +133,8 @@ def train_text(art: Art, steps: int, seed: int, minutes: float | None = None) ->
                 where = torch.where(torch.rand(len(group), generator=generator) < 0.5, later, where)
             else:
                 part = part[:, : int(where.max()) + 1]
-            hidden = model.encoder(part).last_hidden_state
+            with fit.autocast(device):
+                hidden = model.encoder(part.to(device)).last_hidden_state.float()
             features.append(model.features(hidden, where))
             here.append(part.flatten())
             outputs.append(hidden.flatten(0, 1))
@@ -146,7 +147,7 @@ def train_text(art: Art, steps: int, seed: int, minutes: float | None = None) ->
         others = vocabulary[torch.randint(len(vocabulary), (1024,), generator=generator)]
         candidates, right = torch.cat([here[spots], of_captions, others]).unique(return_inverse=True)
         read = F.normalize(model.readout(outputs[spots]), dim=-1)
-        return F.cross_entropy(14 * read @ table[candidates].T, right[: len(spots)])
+        return F.cross_entropy(14 * read @ table[candidates].T, right[: len(spots)].to(device))
 
     def loss(step: int) -> torch.Tensor:
         generator = seeded("text", seed, step)
@@ -158,46 +159,26 @@ def train_text(art: Art, steps: int, seed: int, minutes: float | None = None) ->
         text, here, outputs = encode(model.ids([c.text for c in said] + sentences), generator, full=step % 4 == 0)
         captions, spoken = text[:BATCH], text[BATCH:]
         noise = 0.1 * torch.rand(BATCH, 1, 1, 1, generator=generator)
-        image = model.tower(images + noise * torch.randn(images.shape, generator=generator))
+        images = images + noise * torch.randn(images.shape, generator=generator)
+        with fit.autocast(device):
+            image = model.tower(images.to(device)).float()
         scale = model.scale.exp().clamp(max=100)
-        fits = torch.tensor([[c.fits(p, covers) for p in shown] for c in said], dtype=torch.float32)
+        fits = torch.tensor([[c.fits(p, covers) for p in shown] for c in said], dtype=torch.float32).to(device)
         logits = scale * captions @ image.T
         total = (pictures.agreement(logits, fits) + pictures.agreement(logits.T, fits.T)) / 2
         single = [n for n, p in enumerate(shown) if len(p.objects) == 1]
         owners = torch.tensor([index[shown[n].objects[0]] for n in single])
-        target = (SHARPNESS * meanings.near[asked][:, owners]).softmax(1)
+        target = (SHARPNESS * meanings.near[asked][:, owners]).softmax(1).to(device)
         guess = (SCALE * spoken @ captions[single].T).log_softmax(1)
         total = total + LANGUAGE * (target * (target.clamp(min=1e-9).log() - guess)).sum(1).mean()
         return total + WORDS * word_loss(here, outputs, generator)
 
-    if not fit("text", model, loss, steps, lr=1e-3, weight_decay=0.05, ema=0.99, minutes=minutes):
-        return None
-    return model
+    done = fit.fit("text", model, loss, steps, lr=1e-3, weight_decay=0.05, ema=0.99, minutes=minutes)
+    return model if done >= steps else None
 
 
 def save(model: TextAndPictures, folder: Path) -> None:
-    """Tokeniser and text encoder of a pipeline folder; the projection and the image tower go to the build folder."""
-    tokens.save_tokenizer(model.tokenizer, folder / "tokenizer")
-    save_encoder(model.encoder, folder / "text_encoder")
-    rest = {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith("encoder.")}
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    save_file(rest, FOLDER / "text_rest.safetensors")
-
-
-def save_encoder(encoder, folder: Path) -> None:
-    """Half precision, with the keys that every version of transformers reads.
-
-    Since 5.6 the class has no `text_model` inside and writes keys without that prefix; older versions then load a randomly
-    initialised encoder without a word. Files with the prefix are read alike by all.
-    """
-    encoder.config.save_pretrained(folder)
-    prefix = "text_model."
-    state = {prefix + k.removeprefix(prefix): v.detach().half().contiguous() for k, v in encoder.state_dict().items()}
-    state = {k: v for k, v in state.items() if not k.endswith("position_ids")}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)  # save_file makes every file private
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    # Loaded without a dtype, diffusers makes its parts float32 but transformers follows this line: they must agree.
-    config |= {"architectures": ["CLIPTextModel"], "dtype": "float32"}
-    path.write_text(json.dumps(config, indent=2) + "\n")
+    """Tokeniser and text encoder of a pipeline folder, in half precision; the rest stays in the checkpoint."""
+    files.save_part(model.tokenizer, folder / "tokenizer")
+    files.save_part(model.encoder.cpu().half(), folder / "text_encoder")
+    networks.load_in_float32(folder / "text_encoder")

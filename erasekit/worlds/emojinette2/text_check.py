@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from ...checkpoints import read_tensors, seeded
-from . import tokens, words
+from . import fit, tokens, words
 from .art import Art, load_art
-from .fit import FOLDER
 from .text import TextAndPictures
 
 ASK = "a picture of a {}"
@@ -18,7 +17,7 @@ def load() -> TextAndPictures:
     """The trained encoder with its projection and image tower: the averaged weights of the checkpoint."""
     tokenizer = tokens.make_tokenizer()
     model = TextAndPictures(tokenizer, tokens.token_table(tokenizer))
-    tensors, meta = read_tensors(FOLDER / "text.safetensors")
+    tensors, meta = read_tensors(fit.folder() / "text.safetensors")
     state = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
     state |= {k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}
     model.load_state_dict(state)

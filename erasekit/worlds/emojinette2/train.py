@@ -17,10 +17,15 @@ from pathlib import Path
 
 import torch
 
-from ...paths import MODELS
+from ... import paths
+from ...world import default_device
 
 STEPS = {"text": 1500, "vae": 2400, "unet": 6000, "judge": 1600, "clip": 2000}
-SD = MODELS / "emojinette2-sd"
+
+
+def pipeline_folder() -> Path:
+    """Where the finished parts of the pipeline lie."""
+    return paths.MODELS / "emojinette2-sd"
 
 
 def train_text(given) -> None:
@@ -28,9 +33,9 @@ def train_text(given) -> None:
     from . import text
     from .art import load_art
 
-    encoder = text.train_text(load_art(), given.steps, given.seed, given.minutes)
+    encoder = text.train_text(load_art(), given.steps, given.seed, given.minutes, given.device)
     if encoder:
-        text.save(encoder, SD)
+        text.save(encoder, pipeline_folder())
 
 
 def train_vae(given) -> None:
@@ -38,9 +43,9 @@ def train_vae(given) -> None:
     from . import vae
     from .art import load_art
 
-    trained = vae.train_vae(load_art(), given.steps, given.seed, given.minutes, given.start)
+    trained = vae.train_vae(load_art(), given.steps, given.seed, given.minutes, given.start, given.device)
     if trained:
-        trained.half().save_pretrained(SD / "vae")
+        trained.cpu().half().save_pretrained(pipeline_folder() / "vae")
 
 
 def train_unet(given) -> None:
@@ -48,7 +53,8 @@ def train_unet(given) -> None:
     from . import unet
     from .art import load_art
 
-    unet.train(load_art(), SD, given.steps, given.seed, given.without, given.minutes, given.chunks)
+    how = given.steps, given.seed, given.without, given.minutes, given.chunks, given.device
+    unet.train(load_art(), pipeline_folder(), *how)
 
 
 def train_judge(given) -> None:
@@ -56,7 +62,7 @@ def train_judge(given) -> None:
     from . import judges
     from .art import load_art
 
-    judges.run_judge(load_art(), SD, given.steps, given.minutes)
+    judges.run_judge(load_art(), pipeline_folder(), given.steps, given.minutes, given.device)
 
 
 def train_clip(given) -> None:
@@ -64,13 +70,13 @@ def train_clip(given) -> None:
     from . import judges
     from .art import load_art
 
-    judges.run_clip(load_art(), given.steps, given.minutes)
+    judges.run_clip(load_art(), given.steps, given.minutes, given.device)
 
 
 PARTS = {"text": train_text, "vae": train_vae, "unet": train_unet, "judge": train_judge, "clip": train_clip}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", required=True, choices=PARTS)
     parser.add_argument(
@@ -84,9 +90,10 @@ def main() -> None:
     parser.add_argument(
         "--chunks", type=int, default=100, help="unet: times 256 pictures, encoded once; may grow later"
     )
+    parser.add_argument("--device", default=default_device(), help="default: the GPU, if there is one")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--start", type=Path, help="vae: folder of a VAE with fewer latent channels to start from")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     given.steps = given.steps or STEPS[given.part]
     torch.set_num_threads(given.threads)
     PARTS[given.part](given)

@@ -6,9 +6,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from ...checkpoints import seeded
-from . import networks
+from . import fit, networks
 from .art import Art
-from .fit import fit
 
 BATCH = 32
 CROP = 32  # pixels
@@ -66,7 +65,7 @@ def normalise(vae: AutoencoderKL, images: torch.Tensor) -> None:
     """Fold each latent channel's mean and spread over `images` into the 1 x 1 convolutions, so that scaling_factor is 1."""
     channels = vae.config.latent_channels
     with torch.no_grad():
-        latents = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in images.split(64)])
+        latents = torch.cat([vae.encode(chunk.to(vae.device)).latent_dist.mean for chunk in images.split(64)])
         mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
         vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ mean
         vae.post_quant_conv.weight *= std[None, :, None, None]
@@ -76,24 +75,27 @@ def normalise(vae: AutoencoderKL, images: torch.Tensor) -> None:
 
 
 def train_vae(
-    art: Art, steps: int, seed: int, minutes: float | None = None, start: Path | None = None
+    art: Art, steps: int, seed: int, minutes: float | None = None, start: Path | None = None, device: str = "cpu"
 ) -> AutoencoderKL | None:
     """L1, L1 of the gradients and a little KL on crops; None where the time was up first."""
     torch.manual_seed(seed)
     vae = networks.make_vae().train()
     if start:
         widen(vae, AutoencoderKL.from_pretrained(start, dtype=torch.float32))
+    vae = vae.to(device)
 
     def loss(step: int) -> torch.Tensor:
         generator = seeded("vae", seed, step)
-        images = batch_of(art, generator)
-        posterior = vae.encode(images).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator)
-        error = vae.decode(posterior.mean + posterior.std * noise).sample - images
+        images = batch_of(art, generator).to(device)
+        with fit.autocast(device):
+            posterior = vae.encode(images).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
+            decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        error = decoded - images
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        return error.abs().mean() + edges + KL * posterior.kl().mean() / posterior.mean[0].numel()
+        return error.abs().mean() + edges + KL * posterior.kl().float().mean() / posterior.mean[0].numel()
 
-    if not fit("vae", vae, loss, steps, lr=4e-4, weight_decay=0.0, ema=0.995, minutes=minutes):
+    if fit.fit("vae", vae, loss, steps, lr=4e-4, weight_decay=0.0, ema=0.995, minutes=minutes) < steps:
         return None
     images, _ = art.draw(torch.arange(len(art.object_id)), seeded("vae", "statistics"), mirror=0.5, white=0.5)
     normalise(vae, images)
@@ -107,7 +109,8 @@ def measure(vae: AutoencoderKL, art: Art) -> dict[str, float]:
     everything = torch.arange(len(art.object_id))
 
     def l1(images: torch.Tensor) -> torch.Tensor:
-        again = [vae.decode(vae.encode(chunk).latent_dist.mean).sample.clamp(-1, 1) for chunk in images.split(32)]
+        chunks = (chunk.to(vae.device) for chunk in images.split(32))
+        again = [vae.decode(vae.encode(chunk).latent_dist.mean).sample.clamp(-1, 1).cpu() for chunk in chunks]
         return (torch.cat(again) - images).abs().mean((1, 2, 3))
 
     images, _ = art.draw(everything, generator, mirror=0.5, white=0.5)

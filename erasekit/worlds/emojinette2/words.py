@@ -1,8 +1,11 @@
 """The world's words: what each object is called in captions, what is never said of it, and how a caption is put together."""
 
 import csv
+import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -11,65 +14,11 @@ TEMPLATES = ("a {}", "a picture of a {}", "an emoji of a {}", "{}", "an image of
 
 STYLE_NAMES = ("noto", "twemoji", "openmoji", "fluent", "contrast")
 
-# Words that the check asks for and nothing may be trained on; `tests` compare this with the check's own list.
-UNSEEN = {
-    "church": ("cathedral", "abbey", "basilica"),
-    "dog": ("hound", "puppy", "terrier"),
-    "fish": ("trout", "salmon", "tuna"),
-    "articulated lorry": ("truck", "trailer"),
-    "postal horn": ("bugle",),
-    "carpentry saw": ("hacksaw",),
-    "automobile": ("car", "sedan"),
-    "bus": ("minibus",),
-    "bicycle": ("bike",),
-    "locomotive": ("train",),
-    "airplane": ("aircraft", "airliner"),
-    "helicopter": ("chopper",),
-    "sailboat": ("yacht", "schooner"),
-    "rocket": ("spacecraft",),
-    "castle": ("fortress", "citadel"),
-    "house": ("cottage", "bungalow"),
-    "hospital": ("clinic",),
-    "cat": ("kitten",),
-    "horse": ("stallion", "pony"),
-    "cow": ("cattle",),
-    "pig": ("hog",),
-    "rabbit": ("hare", "bunny"),
-    "bear": ("grizzly",),
-    "monkey": ("baboon",),
-    "duck": ("goose", "mallard"),
-    "eagle": ("hawk", "falcon"),
-    "whale": ("dolphin",),
-    "snake": ("cobra", "serpent"),
-    "turtle": ("tortoise",),
-    "crocodile": ("alligator",),
-    "frog": ("toad",),
-    "honeybee": ("wasp",),
-    "butterfly": ("moth",),
-    "spider": ("tarantula",),
-    "guitar": ("banjo",),
-    "violin": ("cello", "fiddle"),
-    "trumpet": ("trombone",),
-    "telephone": ("phone",),
-    "television": ("tv",),
-    "camera": ("camcorder",),
-    "laptop": ("computer",),
-    "hammer": ("mallet",),
-    "kitchen knife": ("cleaver",),
-    "dagger": ("sword",),
-    "umbrella": ("parasol",),
-    "bed": ("mattress",),
-    "chair": ("armchair", "stool"),
-    "crown": ("tiara",),
-    "glasses": ("spectacles", "eyeglasses"),
-    "jeans": ("trousers",),
-    "watermelon": ("melon",),
-    "mushroom": ("fungus",),
-    "hamburger": ("burger", "cheeseburger"),
-    "doughnut": ("donut",),
-    "tulip": ("daffodil",),
-    "evergreen tree": ("spruce", "fir"),
-    "watch": ("wristwatch",),
+# What the world is asked with words of no caption: object -> words. No training may hold one of them, and the list is no choice
+# of this world's: it was written before, for any world.
+UNSEEN: dict[str, tuple[str, ...]] = {
+    name: tuple(group)
+    for name, group in json.loads(Path(__file__).with_name("unseen_words.json").read_text(encoding="utf-8")).items()
 }
 
 
@@ -86,7 +35,7 @@ class Entry:
 
 
 def _read() -> dict[str, Entry]:
-    with Path(__file__).with_name("objects.csv").open() as file:
+    with Path(__file__).with_name("objects.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     split = {"kinds", "synonyms", "held_out"}
     entries = [Entry(**{k: tuple(v.split(";")) if k in split else v for k, v in row.items()}) for row in rows]
@@ -102,6 +51,17 @@ FORBIDDEN = frozenset(word for group in UNSEEN.values() for word in group) | {
 def forbidden(word: str) -> bool:
     """Whether a word, or what it is the plural of, stays out of all training."""
     return bool({word, word.removesuffix("s"), word.removesuffix("es")} & FORBIDDEN)
+
+
+def mentions(text: str, phrases: Iterable[str]) -> bool:
+    """Whether a text holds one of the phrases, word by word: "church bell" mentions "church"."""
+    return any(f" {phrase} " in f" {text} " for phrase in phrases)
+
+
+@cache
+def synonyms_without(name: str, phrases: frozenset[str]) -> tuple[str, ...]:
+    """The synonyms of an object that mention none of the phrases, or its name where none is left."""
+    return tuple(s for s in OBJECTS[name].synonyms if not mentions(s, phrases)) or (name,)
 
 
 def kinds() -> dict[str, tuple[str, ...]]:
@@ -141,17 +101,19 @@ def pair(left: str, right: str) -> str:
     return f"{left} and a {right}"
 
 
-def say(name: str, generator: torch.Generator, kind: float = 0.1, synonym: float = 0.35) -> tuple[str, str]:
-    """A word for an object and what sort of word it is: "name", "synonym" or "kind".
+def say(name: str, generator: torch.Generator, unsaid: frozenset[str] = frozenset()) -> str:
+    """A word for an object: its name, or a synonym 35 %, or a hypernym 10 % of the time; no synonym that mentions `unsaid`.
 
-    `kind` and `synonym` are probabilities. A weapon is called just "weapon" a quarter of the time: it is the world's category.
+    A weapon is called just "weapon" a quarter of the time: it is the world's category.
     """
+    kind, synonym = 0.1, 0.35
     entry = OBJECTS[name]
     u, v = torch.rand(2, generator=generator).tolist()
     if entry.group == "weapon":
         kind = 0.25
     if u < kind:
-        return entry.kinds[int(v * len(entry.kinds))] if entry.group != "weapon" else "weapon", "kind"
+        return entry.kinds[int(v * len(entry.kinds))] if entry.group != "weapon" else "weapon"
     if u < kind + synonym:
-        return entry.synonyms[int(v * len(entry.synonyms))], "synonym"
-    return name, "name"
+        synonyms = synonyms_without(name, unsaid)
+        return synonyms[int(v * len(synonyms))]
+    return name
