@@ -26,6 +26,7 @@ OWN = (
     "training_curve",
     "mechanisms",
     "many_concepts",
+    "your_pipeline",
 )
 
 

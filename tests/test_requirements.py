@@ -28,7 +28,7 @@ COLAB = {
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-@pytest.mark.parametrize("requirement", map(Requirement, PROJECT["dependencies"]), ids=lambda r: r.name)
+@pytest.mark.parametrize("requirement", [Requirement(d) for d in PROJECT["dependencies"]], ids=lambda r: r.name)
 def test_colabs_own_versions_are_kept(requirement):
     if requirement.name in COLAB:
         assert COLAB[requirement.name] in requirement.specifier

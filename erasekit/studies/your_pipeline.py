@@ -37,13 +37,14 @@ PRESETS = {
 }
 
 
-def calls(pipe, given, s: Settings) -> dict:
+def calls(world, given, s: Settings) -> dict:
     """Row -> (pipeline, options of its call). `given`: pictures (N, 3, H, W) in [0, 1] of something else."""
     import diffusers
     import torch
 
     from ..sampling import initial_noise
 
+    pipe = world.pipe
     noise = {"latents": initial_noise(pipe, list(range(s.seeds)))}
     side = given.shape[-1]
     mask = torch.zeros(s.seeds, 1, side, side)
@@ -56,7 +57,7 @@ def calls(pipe, given, s: Settings) -> dict:
             noise,
         )
     solver = found[f"text to image, {SCHEDULERS[1].removesuffix('Scheduler')}"][0]
-    found["with a negative prompt"] = (solver, noise | {"negative_prompt": [f"a picture of a {s.other}"] * s.seeds})
+    found["with a negative prompt"] = (solver, noise | {"negative_prompt": [world.prompt(s.other)] * s.seeds})
     found["image to image"] = (
         diffusers.AutoPipelineForImage2Image.from_pipe(solver),
         {"image": given, "strength": s.strength},
@@ -104,8 +105,8 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     labels, prompts = [s.concept] * s.seeds, [world.prompt(s.concept)] * s.seeds
     given = sample(world.pipe, [world.prompt(s.other)] * s.seeds, seeds, **common).float() / 255
 
-    rates, strips, ddim = {}, {}, []
-    for row, (pipe, options) in calls(world.pipe, given, s).items():
+    rates, firsts, ddim = {}, {column: [] for column in COLUMNS}, []
+    for row, (pipe, options) in calls(world, given, s).items():
         pipe.set_progress_bar_config(disable=True)
         rates[row], kept = {}, []
         for column in COLUMNS:
@@ -125,7 +126,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
             images = (255 * out).round().to(torch.uint8).cpu()
             rates[row][column] = percent(object_correct(world, images, labels))
             kept.append(images)
-        strips[row] = image_strip(torch.cat([images[:1] for images in kept]))
+            firsts[column].append(images[:1])
         ddim = ddim or kept
     ours = [
         sample(world.pipe, prompts, seeds, **common, **options)
@@ -133,6 +134,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     ]
     equal = {column: bool(torch.equal(a, b)) for column, a, b in zip(COLUMNS, ddim, ours)}
     data = {"concept": s.concept, "N": s.seeds, "seeds": [0, s.seeds - 1], "training_seeds": 1}
+    strips = {column.replace(" ", "_"): image_strip(torch.cat(images)) for column, images in firsts.items()}
     return data | {"rates": rates, "equal to ek.sample": equal}, strips
 
 
@@ -154,19 +156,18 @@ def figures(record) -> dict:
     rates, count = record.data["rates"], record.data["N"]
     colors = dict(zip(COLUMNS, (plots.COLORS[name] for name in ("grey", "red", "green"))))
     figure, (left, *pictures) = plt.subplots(
-        1, 4, figsize=(9.4, 0.42 * len(rates) + 1), layout="constrained", width_ratios=(6, 1, 1, 1)
+        1, 4, figsize=(9.4, 0.56 * len(rates) + 1), layout="constrained", width_ratios=(8.5, 1, 1, 1)
     )
-    for column, color in colors.items():
-        for y, row in enumerate(rates.values()):
-            low, high = interval(row[column], count)
-            left.plot((low, high), (y, y), color=color, lw=1.5, alpha=0.6)
-            left.plot(row[column], y, "o", color=color, ms=6, zorder=3, label=None if y else column)
+    for n, (column, color) in enumerate(colors.items()):
+        for row, y in zip(rates.values(), np.arange(len(rates)) + 0.2 * (n - 1)):
+            left.plot(interval(row[column], count), (y, y), color=color, lw=1.5, alpha=0.6)
+            left.plot(row[column], y, "o", color=color, ms=6, zorder=3, label=None if y > 0.5 else column)
     left.set_yticks(range(len(rates)), rates)
     left.set_ylim(len(rates) - 0.5, -0.5)
     plots.percent_axis(left, "x", f"images judged {record.data['concept']}, %", (-3, 103))
     figure.legend(loc="outside upper left", ncols=3)
-    for column, ax in enumerate(pictures):
-        plots.show_image(ax, np.concatenate([plots.tiles(record, row)[column] for row in rates]), COLUMNS[column])
+    for column, ax in zip(COLUMNS, pictures):
+        plots.show_image(ax, np.concatenate(plots.tiles(record, column.replace(" ", "_"))), column)
         ax.set_aspect("auto")
     return {"your_pipeline": figure}
 
