@@ -32,7 +32,8 @@ from erasekit.provenance import provenance
 from erasekit.sampling import sample
 from erasekit.studies import efficiency
 from erasekit.training import TRAIN_METHODS, Trainer, optimizer_step
-from erasekit.world import World, choose_precision
+from erasekit.world import World
+from erasekit.worlds.device import choose_precision
 from erasekit.worlds.emojinette import networks
 from erasekit.worlds.stable_diffusion import StableDiffusion
 

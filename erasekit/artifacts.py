@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from diffusers.models.attention_processor import FusedAttnProcessor2_0
 
-from .attention import check_width, one_thread
+from .attention import check_key, one_thread
 from .checkpoints import all_or_none, read_tensors, write_tensors
-from .checks import check_finite, check_number
+from .checks import check_choice, check_finite, check_number, check_unet, is_fused, unet_of
 from .mechanisms import MECHANISMS, Prompt
 from .provenance import fingerprint
 from .sampling import sample
 from .world import as_world, bit_sum, part_hashes
 
+DELTA = "delta.safetensors"  # the public file
 ADAPTER_PREFIX = "adapter:"  # of an adapter's tensors in the public file
 LONGEST_NAME = 100  # of a key's file, before its ending
 ADAPTERS: dict[str, type] = {}  # kind -> class; methods that train adapters register theirs
@@ -55,17 +55,17 @@ class Erasure:
             raise ValueError(f"this delta does not fit this model: {len(misfits)} tensors differ, first {misfits[0]}")
         adapter = None
         if self.adapters:
-            if getattr(unet, "erasekit_adapter", None):
-                raise ValueError("this model has an adapter applied already: remove it first")
             adapter = self._adapter_class()({n: t.to(unet.device) for n, t in self.adapters.items()})
             adapter.attach(unet)  # raises AttributeError, before anything is changed, for a missing layer
-            unet.erasekit_adapter = adapter
         originals = {name: parameters[name].data for name in self.delta}
         others = {name: state(p) for name, p in parameters.items() if self.delta and name not in self.delta}
         for name, tensor in self.delta.items():
             # A copy: further training of the public model does not change the delta.
             parameters[name].data = tensor.to(parameters[name], copy=True)
-        return Applied(unet, originals, adapter, others, self._guard(unet))
+        public = Applied(unet, originals, self.info, adapter, others, self._guard(unet))
+        if adapter or public.guard:  # which the weights do not show
+            unet.erasekit_public = public
+        return public
 
     def _guard(self, unet):
         """The handle of a hook that refuses a pipeline's own calls of the U-Net, which know nothing of `Guidance`."""
@@ -98,7 +98,7 @@ class Erasure:
         0 is the base and 1 this erasure; keys stay. `model` is the base. Raises ValueError if it is not, or for a method that
         works by guidance alone.
         """
-        check_number("scale", scale, -math.inf)
+        scale = check_number("scale", scale, -math.inf)
         unet = unet_of(model)
         if not self.delta and not self.adapters:
             raise ValueError(f"{self.info['method']!r} works by guidance alone: there is no step to scale")
@@ -116,7 +116,8 @@ class Erasure:
         first erased concept's. "difference": their mean absolute difference, 0 to 255.
         """
         world = as_world(model)
-        prompt = prompt or world.prompt(self.info["concepts"][0])
+        if prompt is None:
+            prompt = next(map(world.prompt, self.info["concepts"]), "")  # another project's may name none
         how = {"num_inference_steps": num_inference_steps}
         images = torch.cat([sample(world, [prompt], [seed], erasure=erasure, **how) for erasure in (None, self)])
         difference = (images[0].float() - images[1].float()).abs().mean().item()
@@ -124,6 +125,7 @@ class Erasure:
 
     def moved(self, model) -> float | None:
         """How far the weights are from the base's, as a share of their norm; an adapter's norm; None for guidance alone."""
+        check_base(model, self.info, "delta")
         base = dict(unet_of(model).named_parameters())
         linear = self._adapter_class().linear_in if self.adapters else ()
         steps = [tensor.float() - base[n].detach().float().cpu() for n, tensor in self.delta.items()]
@@ -150,7 +152,7 @@ class Erasure:
 
     def key(self, concept: str) -> Prompt:
         """The key of a concept. Raises KeyError naming the concepts that have one."""
-        if concept not in self.keys:
+        if concept not in tuple(self.keys):
             raise KeyError(f"there is no key for {concept!r}: there are keys for {', '.join(self.keys) or 'nothing'}")
         return self.keys[concept]
 
@@ -158,7 +160,7 @@ class Erasure:
         """Write `delta.safetensors` (public) and `keys/<concept>.key.safetensors` (readable by the owner; never publish them).
 
         All files change together, or none does. Raises ValueError, before anything is written, for tensors that are not finite
-        and for a folder with the key of another erasure; with `replace`, keys of the same concepts may be overwritten.
+        and for a folder with another erasure's delta or key; with `replace`, its delta and keys of the same concepts give way.
         """
         folder, public_digest = Path(folder), self.digest()
         public = self.delta | {ADAPTER_PREFIX + name: tensor for name, tensor in self.adapters.items()}
@@ -175,31 +177,37 @@ class Erasure:
                         f"{folder} has a key of another erasure, {path.name}: save to another folder, or move that key away"
                     )
                 paths[meta["concept"]] = path
+            if not replace and (path := folder / DELTA).exists() and self._read(path).digest() != public_digest:
+                raise ValueError(f"{path} is of another erasure: save to another folder, or move it away")
             for concept, prompt in self.keys.items():
                 about = {"kind": "key", "concept": concept, "opens": public_digest, "layers": prompt.layers}
                 about |= {"mechanism": prompt.mechanism, "log_weight": prompt.log_weight}
                 tensors = {"p_k": prompt.k, "p_v": prompt.v}
                 check_finite(f"the key of {concept!r}", tensors)
                 write_tensors(paths[concept], tensors, self.info | about, private=True, together=together)
-            write_tensors(folder / "delta.safetensors", public, self.info | {"kind": "delta"}, together=together)
+            write_tensors(folder / DELTA, public, self.info | {"kind": "delta"}, together=together)
 
     @classmethod
     def load(cls, folder: Path, model=None) -> "Erasure":
         """Read a folder with the keys it holds. Refuses keys of another training and, with `model`, files of another base."""
-        path = Path(folder) / "delta.safetensors"
-        delta, info = read_tensors(path)
-        if info.get("kind") != "delta":
-            raise ValueError(f"{path} is not a delta but a {info.get('kind', 'different')} file")
-        check_finite(str(path), delta)
-        adapters = {n.removeprefix(ADAPTER_PREFIX): delta.pop(n) for n in list(delta) if n.startswith(ADAPTER_PREFIX)}
-        erasure = cls(delta, {}, info, adapters)
+        erasure = cls._read(path := Path(folder) / DELTA)
         if model is not None:
-            check_base(model, info, f"delta {path}")
+            check_base(model, erasure.info, f"delta {path}")
         for key_file, (prompt, meta) in stored_keys(folder, model).items():
             if meta.get("opens", erasure.digest()) != erasure.digest():  # early keys do not name their delta
                 raise ValueError(f"{key_file} is the key of another training than {path}: move it away, or erase again")
             erasure.keys[meta["concept"]] = prompt
         return erasure
+
+    @classmethod
+    def _read(cls, path: Path) -> "Erasure":
+        """A public file, without keys."""
+        delta, info = read_tensors(path)
+        if info.get("kind") != "delta":
+            raise ValueError(f"{path} is not a delta but a {info.get('kind', 'different')} file")
+        check_finite(str(path), delta)
+        adapters = {n.removeprefix(ADAPTER_PREFIX): delta.pop(n) for n in list(delta) if n.startswith(ADAPTER_PREFIX)}
+        return cls(delta, {}, info, adapters)
 
     def wipe(self, concept: str, folder: Path | None = None) -> None:
         """Forget a concept's key, and delete its file under `folder`; the public model works without it."""
@@ -215,10 +223,11 @@ class Erasure:
 
 @dataclass
 class Applied:
-    """An erasure in force on a U-Net: the base's tensors, the adapter, the state of other weights, and a hook, if any."""
+    """An erasure in force on a U-Net: the base's tensors, its info, the adapter, other weights' state, and a hook, if any."""
 
     unet: torch.nn.Module
     originals: dict[str, torch.Tensor]
+    info: dict
     adapter: object = None
     others: dict[str, tuple] = field(default_factory=dict)
     guard: object = None
@@ -239,9 +248,9 @@ class Applied:
             p.data = tensor if (tensor.dtype, tensor.device) == (p.dtype, p.device) else tensor.to(p)
         if self.adapter:
             self.adapter.detach()
-            del self.unet.erasekit_adapter
         if self.guard:
             self.guard.remove()
+        vars(self.unet).pop("erasekit_public", None)
         self.unet = None
 
     def _obstacle(self, parameters: dict) -> str | None:
@@ -262,12 +271,6 @@ class Applied:
 def state(p: torch.Tensor) -> tuple:
     """Precision, device and bits of a weight, to notice that it changed."""
     return p.dtype, p.device, bit_sum(p)
-
-
-def unet_of(model):
-    """The U-Net of a world, a pipeline, or a U-Net itself."""
-    model = getattr(model, "pipe", model)
-    return getattr(model, "unet", model)
 
 
 def key_path(folder: Path, concept: str) -> Path:
@@ -296,37 +299,12 @@ def load_key(path: Path, model=None) -> tuple[Prompt, dict]:
     # Early keys name neither mechanism nor weight, and their layers stand in the config.
     layers = meta["layers"] if "layers" in meta else meta["config"]["place"]
     check_finite(str(path), tensors)
-    kind = MECHANISMS[meta.get("mechanism", "shared")]
-    prompt = kind(tensors["p_k"], tensors["p_v"], layers, meta.get("log_weight", 0.0))
+    check_choice("mechanism", mechanism := meta.get("mechanism", "shared"), MECHANISMS)
+    prompt = MECHANISMS[mechanism](tensors["p_k"], tensors["p_v"], layers, meta.get("log_weight", 0.0))
     if model is not None:
-        check_width(unet_of(model), prompt)
+        check_key(unet_of(model), prompt)
         check_base(model, meta, f"key {path}")
     return prompt, meta
-
-
-def check_unet(unet) -> None:
-    """Raise ValueError for a U-Net whose weights are not under their own names: changing them would do nothing, or harm."""
-    names = [name for name, _ in unet.named_parameters()]
-    reasons = {
-        "is wrapped by torch.compile: use its _orig_mod, or compile in place with unet.compile()": hasattr(
-            unet, "_orig_mod"
-        ),
-        "has a LoRA loaded: fuse it for good or unload it first": any(".base_layer." in name for name in names),
-        "has fused projections, which copy the weights: call unfuse_qkv_projections() first": is_fused(unet),
-        "has an IP-Adapter loaded, which adds weights: call pipe.unload_ip_adapter() first": (
-            unet.config.encoder_hid_dim_type == "ip_image_proj"
-        ),
-        "is offloaded module by module: load the pipeline without sequential CPU offload": any(
-            p.is_meta for p in unet.parameters()
-        ),
-    }
-    for reason, true in reasons.items():
-        if true:
-            raise ValueError(f"this U-Net {reason}")
-
-
-def is_fused(unet) -> bool:
-    return any(isinstance(p, FusedAttnProcessor2_0) for p in unet.attn_processors.values())
 
 
 def check_base(model, info: dict, what: str) -> None:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor
 
-from .checks import check_finite
+from .checks import check_choice, check_finite, check_number, check_type, unet_of
 
 LAYERS = {
     "mid": ("mid_block.",),
@@ -43,6 +43,7 @@ class Prompt:
     layers: str = "all"
     log_weight: float = 0.0
     mechanism: ClassVar[str] = "shared"
+    dimensions: ClassVar[int] = 2  # of k and v; one more with one prompt per image
 
     @property
     def m(self) -> int:
@@ -80,22 +81,13 @@ class Prompt:
             digest.update(side.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    @staticmethod
-    def random_like(prompt: "Prompt", generator: torch.Generator) -> "Prompt":
-        """Gaussian tokens with the mean and standard deviation of a prompt's: a guessed key."""
-        k, v = (t.mean() + t.std() * torch.randn(t.shape, generator=generator) for t in (prompt.k, prompt.v))
-        return replace(prompt, k=k, v=v)
-
 
 def initial_prompt(tokens: Tensor, m: int) -> Prompt:
     """A prompt of length m that starts from a concept's token embeddings (n, d_ctx), repeated in order.
 
     Raises ValueError unless m is a positive integer.
     """
-    if isinstance(m, bool) or not isinstance(m, int) or m < 1:
-        raise ValueError(
-            f"prompt length m={m!r} is not possible: it is a positive integer (to use no prompt, pass none)"
-        )
+    check_number("prompt length m", m, 1, whole=True)
     index = torch.arange(m) % len(tokens)
     return Prompt(tokens[index].clone(), tokens[index].clone())
 
@@ -107,6 +99,9 @@ class PromptState:
         self.prompt: Prompt | None = None
         self.maps: dict[str, Tensor] | None = None
         self.gradients = False
+
+    def __reduce__(self):
+        raise RuntimeError("a model cannot be copied or pickled while it takes a key: leave the with block first")
 
     @contextmanager
     def use(self, prompt: Prompt | None) -> Iterator[None]:
@@ -230,23 +225,31 @@ def one_thread(unet) -> Iterator[None]:
                 _HOLDERS.pop(unet, None)
 
 
+def check_keyless(unet) -> None:
+    """Raise RuntimeError for a U-Net that draws with a key already: whatever else uses it would do so too."""
+    processors = getattr(unet, "attn_processors", {}).values()
+    if any(isinstance(p, PromptAttnProcessor) and p.state.prompt is not None for p in processors):
+        raise RuntimeError("a key is in use on this U-Net: leave the block of unlocked() or augment() first")
+
+
 @contextmanager
-def augment(unet, layers: str = "all", prompt: Prompt | None = None) -> Iterator[PromptState]:
-    """Let the attn2 layers "mid", "mid+up" or "all" take a prompt; the old processors are restored at the end.
+def augment(model, layers: str = "all", prompt: Prompt | None = None) -> Iterator[PromptState]:
+    """Let the attn2 layers "mid", "mid+up" or "all" of a U-Net (or a pipeline's, or a world's) take a prompt inside the block.
 
     Yields the state: `with state.use(p): unet(...)`. Raises ValueError for unknown layers or a prompt of another width, and
     RuntimeError if something (attention slicing, fused QKV, ...) replaced the processors inside the block, and for a U-Net in
     use by another thread.
     """
+    unet = unet_of(model)
     with one_thread(unet), _augmented(unet, layers, prompt) as state:
         yield state
 
 
 @contextmanager
 def _augmented(unet, layers: str, prompt: Prompt | None) -> Iterator[PromptState]:
-    if layers not in LAYERS:
-        raise ValueError(f"unknown layers {layers!r}: accepted are {', '.join(LAYERS)}")
-    check_width(unet, prompt)
+    check_choice("layers", layers, LAYERS)
+    if prompt is not None:
+        check_key(unet, prompt)
     before = dict(unet.attn_processors)
     state = PromptState()
     state.prompt = prompt
@@ -274,10 +277,15 @@ def _augmented(unet, layers: str, prompt: Prompt | None) -> Iterator[PromptState
             module._gradient_checkpointing_func = function
 
 
-def check_width(unet, prompt: Prompt | None) -> None:
-    """Raise ValueError unless the prompt's tokens are finite and have the width this U-Net takes."""
-    if prompt is None:
-        return
+def check_key(unet, prompt: Prompt) -> None:
+    """Raise ValueError unless this is a prompt of one or more finite tokens as wide as this U-Net takes them."""
+    check_type("key", prompt, Prompt, "erasure.key(concept) or load_key(file)[0]")
+    check_choice("layers", prompt.layers, LAYERS)
+    sides, own = [prompt.k, prompt.v], prompt.dimensions
+    if not all(torch.is_tensor(x) and x.is_floating_point() and x.ndim in (own, own + 1) and x.numel() for x in sides):
+        raise ValueError(f"a {prompt.mechanism!r} key has p_k and p_v of {own} dimensions, real numbers each")
+    if prompt.k.shape != prompt.v.shape:
+        raise ValueError(f"p_k {tuple(prompt.k.shape)} and p_v {tuple(prompt.v.shape)} of a key differ in shape")
     if prompt.k.shape[-1] != (width := prompt.expected_width(unet)):
         raise ValueError(f"the prompt is {prompt.k.shape[-1]} wide but this model takes {width}")
     check_finite("the prompt", {"p_k": prompt.k, "p_v": prompt.v})

@@ -65,6 +65,8 @@ def all_or_none(folder: Path) -> Iterator[list]:
         fcntl.flock(lock, fcntl.LOCK_EX)
     try:
         yield written
+        if folders := [path for _, path in written if path.is_dir()]:
+            raise OSError(f"could not write {folders[0]}: it is a folder")
         for part, path in written:
             os.replace(part, path)
     finally:
@@ -85,6 +87,8 @@ def checksum(tensors: dict[str, torch.Tensor], meta: str) -> str:
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """Tensors and meta of a file from `write_tensors`. Raises ValueError if it is damaged or something else."""
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder: give the file")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -96,7 +100,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
         raise ValueError(
             f"{path} is not a complete erasekit file ({error}); it may be truncated, so copy or make it again"
         ) from None
-    if meta is None:
+    if not isinstance(meta, dict):
         raise ValueError(
             f"{path} is not a complete erasekit file: another program wrote it, or saved it again without metadata"
         )

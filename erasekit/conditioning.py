@@ -110,13 +110,3 @@ def predict_noise(unet, z: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
     width = pooled_width(unet)
     added = {"text_embeds": cond.added[:, :width], "time_ids": cond.added[:, width:]}
     return unet(z, t, cond.tokens, added_cond_kwargs=added).sample
-
-
-def concept_positions(pipe, prompt: str, concept: str) -> list[int]:
-    """Token positions of a concept's words in a prompt. Raises ValueError if the prompt does not contain them."""
-    ids, wanted = (token_ids(pipe, x) for x in (prompt, concept))
-    wanted = wanted[1:-1]  # without start and end
-    for start in range(len(ids) - len(wanted)):
-        if ids[start : start + len(wanted)] == wanted:
-            return list(range(start, start + len(wanted)))
-    raise ValueError(f"the prompt {prompt!r} does not contain {concept!r}")

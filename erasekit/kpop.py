@@ -9,11 +9,12 @@ from torch import Tensor
 
 from . import losses
 from .artifacts import Erasure
-from .attention import LAYERS, Prompt, augment
+from .attention import LAYERS, Prompt, augment, check_key
 from .checkpoints import seeded
+from .checks import as_texts, check_choice, check_type
 from .conditioning import encode
 from .mechanisms import CHOICES, PromptNetwork, PromptTensors
-from .training import Batch, LatentConfig, TrainableWeights, Trainer, check_choice, optimizer_step, world_rates
+from .training import Batch, LatentConfig, TrainableWeights, Trainer, optimizer_step, world_rates
 from .trajectories import make_pool
 from .world import World, as_world
 
@@ -41,7 +42,7 @@ class KPOP(LatentConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(self, "train_keys_for", tuple(self.train_keys_for))
+        object.__setattr__(self, "train_keys_for", as_texts("train_keys_for", self.train_keys_for))
         check_choice("prompted_target", self.prompted_target, losses.PROMPTED_TARGETS)
         check_choice("mechanism", self.mechanism, CHOICES)
         check_choice("layers", self.layers, LAYERS)
@@ -71,15 +72,19 @@ def kpop(
     unchanged afterwards.
     """
     world = as_world(world)
-    config = config or KPOP(**world_rates(world, KPOP()))
-    world.check_request(concepts, config.retain)
+    config = KPOP(**world_rates(world, KPOP())) if config is None else config
+    check_type("config", config, KPOP, "ek.KPOP(...)")
+    concepts = world.check_request(concepts, config.retain)
     for name in config.train_keys_for:
         check_choice("concept in train_keys_for", name, concepts)
+    check_type("rehearse", rehearse := rehearse or {}, dict, "erasure.keys")
+    for key in rehearse.values():
+        check_key(world.pipe.unet, key)
+    others = [prompt for c in concepts for prompt in world.anchor_prompts(c)] if config.target == "anchor" else []
     trainer = Trainer(world, concepts, config, "kpop")
     prompts = make_prompts(trainer)
     old_keys = Rehearsal(world, rehearse, trainer) if rehearse else None
-    if config.target == "anchor":
-        anchors = encode(world.pipe, [prompt for c in concepts for prompt in world.anchor_prompts(c)])
+    anchors = encode(world.pipe, others) if others else None
     with_key = torch.tensor([float(c in (config.train_keys_for or concepts)) for c in concepts], device=trainer.device)
     predict = trainer.predict
 

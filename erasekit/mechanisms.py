@@ -23,6 +23,7 @@ class PerLayerPrompt(Prompt):
     """A pair for each prompted layer: k and v (L, m, d_ctx)."""
 
     mechanism: ClassVar[str] = "layers"
+    dimensions: ClassVar[int] = 3
 
     @classmethod
     def initial(cls, unet, layers, tokens, m, text_length):
@@ -39,6 +40,7 @@ class ProjectedPrompt(Prompt):
     """A pair for each layer that joins after the projections: (L, m, widest layer); a narrower layer takes the first numbers."""
 
     mechanism: ClassVar[str] = "projected"
+    dimensions: ClassVar[int] = 3
 
     @classmethod
     def initial(cls, unet, layers, tokens, m, text_length):
@@ -82,6 +84,7 @@ class TimedPrompt(Prompt):
     """Pairs at evenly spaced time steps, blended between them: (R, m, d_ctx), from the clean end to the noisy one."""
 
     mechanism: ClassVar[str] = "timed"
+    dimensions: ClassVar[int] = 3
 
     @classmethod
     def initial(cls, unet, layers, tokens, m, text_length):

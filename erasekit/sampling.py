@@ -9,8 +9,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .attention import Prompt, augment, check_width
-from .checks import check_choice, check_number
+from .attention import Prompt, augment, check_key, check_keyless
+from .checks import as_texts, check_choice, check_number
 from .conditioning import Conditioning, encode, predict_noise
 
 KEY_HALVES = ("conditional", "both")
@@ -43,16 +43,14 @@ class Guidance:
 GUIDANCE: dict[str, type[Guidance]] = {"plain": Guidance}  # methods that erase by guidance register theirs
 
 
-def guidance_for(erasure, scale: float, adapter=None) -> Guidance:
-    """How a public model is guided: plainly, unless its method has a rule of its own. `adapter`: the attached one, if any."""
-    if erasure is None:
-        return Guidance(scale)
-    rule = dict(erasure.info.get("guidance", {"kind": "plain"}))
+def guidance_for(public, scale: float) -> Guidance:
+    """How a public model, an erasure `Applied`, is guided: plainly, unless its method has a rule. None: the base."""
+    rule = dict(public.info.get("guidance", {"kind": "plain"})) if public else {"kind": "plain"}
     kind = rule.pop("kind")
     if kind not in GUIDANCE:
         raise ValueError(f"unknown guidance {kind!r}: accepted are {', '.join(GUIDANCE)} (import erasekit.baselines)")
     if GUIDANCE[kind].uses_adapter:
-        rule["adapter"] = adapter
+        rule["adapter"] = public.adapter
     return GUIDANCE[kind](scale, **rule)
 
 
@@ -73,6 +71,8 @@ def ddim(
     Raises FloatingPointError with the prompt and the step at which latents stopped being finite. `prompts` serve that sentence.
     """
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    most = scheduler.config.num_train_timesteps - scheduler.config.steps_offset
+    check_number("number of DDIM steps", steps, 1, whole=True, most=most)
     scheduler.set_timesteps(steps)
     finite = torch.zeros(len(latents), dtype=torch.long, device=latents.device)  # steps, read once at the end
     for step, t in enumerate(scheduler.timesteps.tolist()):
@@ -106,7 +106,7 @@ def sample(pipe, prompts: list[str], seeds: list[int], *arguments, progress: str
 
     Arguments are those of `sample_batches`. `progress` names a progress bar; None shows none.
     """
-    check_request(prompts, seeds)
+    prompts, seeds = check_request(prompts, seeds)
     images, bar = [], tqdm(total=len(seeds), desc=progress, disable=progress is None, mininterval=1, unit="image")
     # Closed at once, also after an exception, so that the base model is restored.
     with bar, closing(sample_batches(pipe, prompts, seeds, *arguments, **options)) as batches:
@@ -140,18 +140,24 @@ def sample_batches(
     request, key or pipeline, and FloatingPointError for latents or images that are not finite.
     """
     autocast, pipe = autocast or getattr(pipe, "autocast", nullcontext), getattr(pipe, "pipe", pipe)
-    check_request(prompts, seeds, key_half)
+    prompts, seeds = check_request(prompts, seeds)
+    check_choice("key_half", key_half, KEY_HALVES)
     check_choice("sampler", sampler, SAMPLERS)
     check_number("num_inference_steps", num_inference_steps, 1, whole=True)
     check_number("guidance_scale", guidance_scale, -math.inf)
-    check_number("batch_size", batch_size, 1, whole=True)
+    batch_size = check_number("batch_size", batch_size, 1, whole=True)
     check_pipe(pipe)
-    check_width(pipe.unet, key)
+    if key is not None:
+        check_key(pipe.unet, key)
+    if not (erasure is None or hasattr(erasure, "applied")):
+        raise ValueError(
+            f"erasure is not possible as {type(erasure).__name__}: it is an Erasure, from ek.Erasure.load(folder)"
+        )
     if batches is None:
         batches = [slice(start, start + batch_size) for start in range(0, len(seeds), batch_size)]
-    applied = erasure.applied(pipe.unet) if erasure else nullcontext()
+    applied = erasure.applied(pipe.unet) if erasure else nullcontext(getattr(pipe.unet, "erasekit_public", None))
     with applied as public, augment(pipe.unet, key.layers if key else "all") as state:
-        guide = guidance_for(erasure, guidance_scale, public.adapter if public else None)
+        guide = guidance_for(public, guidance_scale)
 
         def predict(latents, t, cond: Conditioning, conditional: bool):
             keyed = key is not None and (conditional or key_half == "both")
@@ -169,7 +175,7 @@ def sample_batches(
 
 def check_pipe(pipe) -> None:
     """Raise ValueError for a pipeline that images cannot be sampled with by `sample`, or an erasure be trained on."""
-    parts = ("unet", "vae", "tokenizer", "scheduler")
+    parts = ("unet", "vae", "tokenizer", "text_encoder", "scheduler")
     if missing := [name for name in parts if getattr(pipe, name, None) is None]:
         raise ValueError(
             f"{type(pipe).__name__} has no {missing[0]}: accepted are worlds and diffusers pipelines of Stable Diffusion 1, 2, XL"
@@ -188,17 +194,17 @@ def check_pipe(pipe) -> None:
         raise ValueError(
             f"this U-Net takes {found} channels and the VAE's latents have {latents}: use the model's text-to-image pipeline"
         )
+    check_keyless(pipe.unet)
 
 
-def check_request(prompts: list[str], seeds: list[int], key_half: str = "conditional") -> None:
-    """Raise ValueError for an impossible request of images."""
-    if key_half not in KEY_HALVES:
-        raise ValueError(f"unknown key_half {key_half!r}: accepted are {', '.join(KEY_HALVES)}")
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts={prompts!r} is one prompt, not a list: give [{prompts!r}] and a list with its seed")
-    if not len(prompts):
+def check_request(prompts: list[str], seeds: list[int]) -> tuple[list[str], list[int]]:
+    """Prompts and seeds as lists of Python's own. Raises ValueError for an impossible request of images."""
+    prompts = list(as_texts("prompts", prompts))
+    if isinstance(seeds, str) or not hasattr(seeds, "__iter__"):
+        raise ValueError(f"seeds={seeds!r} is not possible: it is a list with a seed for each prompt")
+    seeds = [check_number("seed", seed, -(2**63), whole=True, most=2**64 - 1) for seed in seeds]
+    if not prompts:
         raise ValueError("prompts is empty: give at least one, with a seed")
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each prompt")
-    for seed in seeds:
-        check_number("seed", seed, -(2**63), whole=True)
+    return prompts, seeds

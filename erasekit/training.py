@@ -12,10 +12,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import losses
-from .artifacts import Erasure, check_unet
+from .artifacts import Erasure
 from .attention import one_thread
 from .checkpoints import optimizer_state, read_tensors, restore_optimizer, seeded, write_tensors
-from .checks import as_tuple, check_choice, check_concepts, check_numbers
+from .checks import as_texts, check_choice, check_concepts, check_numbers, check_unet
 from .conditioning import Conditioning, encode, predict_noise
 from .provenance import provenance
 from .trajectories import TRAJECTORIES, make_pool
@@ -50,7 +50,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        object.__setattr__(self, "retain", as_tuple("retain", self.retain))
+        object.__setattr__(self, "retain", as_texts("retain", self.retain))
         check_choice("loss_space", self.loss_space, losses.LOSS_SPACES)
         check_numbers(self)
         if (own := self.num_retain_trajectories or 1) > (most := self.trajectories["count"]):

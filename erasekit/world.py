@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import re
 import warnings
 import weakref
 from contextlib import nullcontext
@@ -12,13 +13,12 @@ from typing import ClassVar
 import torch
 from diffusers import DiffusionPipeline
 
-from .checks import check_concepts
+from .checks import as_texts, check_choice, check_concepts
 from .conditioning import encode, token_embeddings, token_ids
-from .distributed import rank_and_count
 from .provenance import fingerprint
 from .sampling import check_pipe
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass
@@ -50,6 +50,12 @@ class World:
 
     def __post_init__(self):
         check_pipe(self.pipe)
+        check_choice("precision", self.precision, PRECISIONS)
+        for name in ("train_templates", "retained", "styles"):
+            setattr(self, name, as_texts(name, getattr(self, name)))
+        for template in (self.template, *(self.train_templates or [None])):
+            if not isinstance(template, str) or re.sub(r"[^{}]", "", template) != "{}" or "{}" not in template:
+                raise ValueError(f"template {template!r} is not possible: it has one {{}}, where the concept stands")
 
     @property
     def root(self) -> "World":
@@ -115,13 +121,20 @@ class World:
                 split = " ".join("-".join(p.removesuffix("</w>") for p in pieces) for pieces in words)
                 warnings.warn(f"this model reads {concept!r} as {split!r}: is it spelled right?", stacklevel=3)
 
-    def check_request(self, concepts: list[str], retain=()) -> None:
-        """Raise ValueError for concepts that are not a list, unknown, or the same for this model as another or a retained one."""
-        check_concepts(concepts)
-        self.check_names(concepts)
+    def check_request(self, concepts: list[str], retain=()) -> list[str]:
+        """The concepts as a list of texts.
+
+        Raises ValueError for no such list, an unknown one, and one the same for this model as another or a retained one.
+        """
+        concepts = check_concepts(concepts)
+        self.check_names([*concepts, *filter(None, retain)])
+        if not self.retained and (styles := [c for c in concepts if self.is_style(c)]):
+            raise ValueError(
+                f"{styles[0]!r} is a style, erased on retained objects: give the world some, retained=[...]"
+            )
         seen = {}
         for name in (*filter(None, retain), *concepts):
-            prompt, _ = (self.prompt_pairs(name) or [(self.prompt(name), "")])[0]
+            prompt, _ = self.prompt_pairs(name)[0]
             other = seen.setdefault(tuple(token_ids(self.pipe, prompt)), name)
             if name in concepts and other in retain:
                 raise ValueError(
@@ -132,6 +145,7 @@ class World:
                     f"{other!r} and {name!r} are the same to this model, which reads "
                     f"{self.pipe.tokenizer.model_max_length} tokens at most: drop one"
                 )
+        return concepts
 
     def prompt(self, concept: str, style: str | None = None) -> str:
         """The prompt for a concept: "a picture of a church"."""
@@ -164,8 +178,9 @@ class World:
         return "in the style of " + ", ".join(styles) if styles else ", ".join(concepts)
 
     def anchor(self, concept: str) -> str:
-        """The retained concept whose prompt is nearest in the text encoder, by cosine."""
-        candidates = [o for o in self.retained if o != concept]
+        """The retained concept whose prompt is nearest in the text encoder, by cosine. Raises ValueError without any."""
+        if not (candidates := [o for o in self.retained if o != concept]):
+            raise ValueError(f"{concept!r} needs another concept as its anchor: give the world some, retained=[...]")
         own, *others = token_embeddings(self.pipe, [self.prompt(concept), *map(self.prompt, candidates)])
         own, others = own.float().flatten(), torch.stack(others).float().flatten(1)
         return candidates[int(torch.cosine_similarity(others, own[None]).argmax())]
@@ -186,8 +201,9 @@ class World:
 
 
 def as_world(model) -> World:
-    """A world as it is, and a diffusers pipeline as a world. Raises ValueError for anything else."""
+    """A world as it is, and a diffusers pipeline as a world. Raises ValueError for anything else, and as `check_pipe` does."""
     if isinstance(model, World):
+        check_pipe(model.pipe)
         return model
     if not isinstance(model, DiffusionPipeline):
         raise ValueError(
@@ -221,32 +237,3 @@ def bit_sum(tensor: torch.Tensor) -> int:
     raw = raw.clone() if raw.storage_offset() % 8 else raw
     whole = len(raw) // 8 * 8
     return int(raw[:whole].view(torch.int64).sum()) + int(raw[whole:].sum())
-
-
-def choose_precision(device: str, precision: str = "auto") -> str:
-    """ "auto" is bf16 where the processor multiplies it natively, else fp16 on a GPU and fp32 on a CPU.
-
-    Raises ValueError for an unknown precision, and for fp16 on a CPU.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}: accepted are {', '.join(PRECISIONS)}")
-    if precision == "fp16" and not device.startswith("cuda"):
-        raise ValueError(f"precision 'fp16' needs a GPU, not {device!r}: accepted there are auto, fp32, bf16")
-    if precision != "auto":
-        return precision
-    return "bf16" if fast_bf16(device) else "fp16" if device.startswith("cuda") else "fp32"
-
-
-def default_device() -> str:
-    """A GPU if there is one; each of several processes has its own."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    rank, count = rank_and_count()
-    return f"cuda:{rank % torch.cuda.device_count()}" if count > 1 else "cuda"
-
-
-def fast_bf16(device: str) -> bool:
-    """Whether the processor multiplies bf16 matrices natively; where it does not, bf16 is 20 to 40 times slower than fp32."""
-    if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

@@ -11,13 +11,16 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from erasekit.artifacts import Erasure
 from erasekit.attention import Prompt
+from erasekit.kpop import KPOP, kpop
 from erasekit.world import World
 from erasekit.worlds import load
 from erasekit.worlds.benchmark import Benchmark
 from erasekit.worlds.emojinette import networks
 
 WIDTH = 32  # of the toy's text embeddings
+SHORT = {"steps": 1, "batch_size": 1, "lr": 1e-2, "num_trajectories": 1, "trajectory_steps": 2}
 
 
 def make_toy(seed: int) -> Benchmark:
@@ -147,3 +150,31 @@ def sentence():
         return text
 
     return read
+
+
+@pytest.fixture(scope="session")
+def trained(toy):
+    return kpop(toy, ["church", "dog"], KPOP(m=2, **SHORT), progress=False)
+
+
+@pytest.fixture
+def erasure(trained):
+    return Erasure(dict(trained.delta), dict(trained.keys), dict(trained.info))
+
+
+@pytest.fixture
+def own():
+    """A toy that the test may change."""
+    return make_toy(seed=0)
+
+
+@pytest.fixture
+def refused(sentence):
+    """Checks that a call raises one sentence that matches."""
+
+    def check(kind, message, call):
+        with pytest.raises(kind, match=message) as error:
+            call()
+        sentence(error)
+
+    return check

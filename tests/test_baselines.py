@@ -157,7 +157,7 @@ def test_without_transport_every_adapter_of_spm_is_on_for_every_prompt(small):
     assert all(torch.equal(tensor, ungated.adapters[name]) for name, tensor in gated.adapters.items()), "trained alike"
     for erasure, everywhere in ((gated, False), (ungated, True)):
         with erasure.applied(small) as public:
-            guide = guidance_for(erasure, 5.0, public.adapter)
+            guide = guidance_for(public, 5.0)
             guide.prepare(small.pipe, PROMPTS)
             assert bool((public.adapter.multiplier == 1).all()) == everywhere
 

@@ -157,7 +157,9 @@ def test_export(erasekit, model, dog, tmp_path):
         (["check", "{new}"], "there is no"),
         (["export", "{dog}"], "nothing to export: give --out FOLDER"),
         (["export", "{dog}", "--out", "{dog}"], "exists already"),
-        (["export", "{dog}", "--lora", "{new}.safetensors", "--rank", "0"], "rank 0 is not possible"),
+        (["export", "{dog}", "--single-file", "{new}.safetensors", "--lora", "{new}.safetensors"], "is named twice"),
+        (["sample", "--prompt", "a", "--erasure", "{file}", "--out", "{new}"], "is not a safetensors file"),
+        (["export", "{dog}", "--lora", "{new}.safetensors", "--rank", "0"], "rank=0 is not possible"),
     ],
 )
 def test_what_is_not_possible_is_one_sentence_and_status_2(erasekit, dog, tmp_path, command, message):
@@ -176,6 +178,15 @@ def test_another_model_is_refused(erasekit, dog, tmp_path):
     (tmp_path / "theirs.safetensors").write_text("")
     assert "give its base with --model" in erasekit("check", tmp_path / "theirs.safetensors", toy=False)[2]
     assert "unknown world 'narnia'" in erasekit("check", dog, "--model", "narnia", toy=False)[2]
+
+
+def test_another_projects_file_is_read_and_a_delta_by_its_own_name(erasekit, dog, tmp_path):
+    from erasekit.pipelines.files import write
+
+    write(tmp_path / "esd.safetensors", Erasure.load(dog).delta, {"format": "pt"})
+    status, out, _ = erasekit("check", tmp_path / "esd.safetensors")
+    assert status == 0 and "20 tensors" in out
+    assert "key of 'dog'" in erasekit("check", dog / "delta.safetensors", toy=False)[1]
 
 
 def test_a_method_that_is_more_than_weights_is_not_exported(erasekit, tmp_path):

@@ -2,59 +2,25 @@
 
 import copy
 import math
-import threading
 import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_toy, reconfigured
+from conftest import SHORT, reconfigured
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from safetensors.torch import load_file, save_file
 
-from erasekit import checkpoints
 from erasekit.artifacts import Erasure, key_path, load_key
-from erasekit.attention import augment, one_thread
 from erasekit.baselines import METHODS, erase, method_config
+from erasekit.baselines.masks import concept_positions
 from erasekit.baselines.sld import SLD
-from erasekit.checkpoints import read_tensors
-from erasekit.conditioning import concept_positions, encode
+from erasekit.conditioning import encode
 from erasekit.distributed import rank_and_count
 from erasekit.kpop import KPOP, kpop
 from erasekit.provenance import fingerprint
 from erasekit.sampling import sample
 from erasekit.world import World, as_world
-
-SHORT = {"steps": 1, "batch_size": 1, "lr": 1e-2, "num_trajectories": 1, "trajectory_steps": 2}
-
-
-@pytest.fixture(scope="module")
-def trained(toy):
-    return kpop(toy, ["church", "dog"], KPOP(m=2, **SHORT), progress=False)
-
-
-@pytest.fixture
-def erasure(trained):
-    return Erasure(dict(trained.delta), dict(trained.keys), dict(trained.info))
-
-
-@pytest.fixture
-def own():
-    """A toy that the test may change."""
-    return make_toy(seed=0)
-
-
-@pytest.fixture
-def refused(sentence):
-    """Checks that a call raises one sentence that matches."""
-
-    def check(kind, message, call):
-        with pytest.raises(kind, match=message) as error:
-            call()
-        sentence(error)
-
-    return check
 
 
 def draw(model, prompt="a church", **how):
@@ -262,70 +228,6 @@ def test_an_erasure_that_moves_nothing_is_named_when_saved(toy, erasure, tmp_pat
         still.save(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------ changes while it is applied
-
-
-def test_a_second_erasure_is_refused_and_the_first_comes_off(own, erasure, refused):
-    before = own.fingerprint
-    public = erasure.apply(own)
-    refused(ValueError, "remove the erasure that is applied", lambda: erasure.apply(own))
-    public.remove()
-    assert own.fingerprint == before
-
-
-def test_a_model_moved_to_another_precision_meanwhile_comes_back_in_it(own, erasure):
-    expected = {name: p.detach().to(torch.bfloat16) for name, p in own.pipe.unet.named_parameters()}
-    with erasure.applied(own):
-        own.pipe.unet.to(torch.bfloat16)
-    found = dict(own.pipe.unet.named_parameters())
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-
-
-def load_lora(unet):
-    from peft import LoraConfig
-
-    config = LoraConfig(r=1, target_modules=["to_k", "to_q"], init_lora_weights=False)
-    unet.add_adapter(config)
-
-
-def test_a_lora_loaded_meanwhile_stays_on_the_base(own, erasure):
-    before = {name: p.detach().clone() for name, p in own.pipe.unet.named_parameters()}
-    with erasure.applied(own):
-        load_lora(own.pipe.unet)
-    found = {name.replace(".base_layer.", "."): p for name, p in own.pipe.unet.named_parameters()}
-    assert all(torch.equal(found[name], tensor) for name, tensor in before.items())
-
-
-def test_a_lora_fused_meanwhile_is_refused_until_it_is_taken_off(own, erasure, refused):
-    before = {name: p.detach().clone() for name, p in own.pipe.unet.named_parameters()}
-    public = erasure.apply(own)
-    load_lora(own.pipe.unet)
-    own.pipe.unet.fuse_lora()
-    refused(RuntimeError, "a LoRA was fused into it meanwhile", public.remove)
-    own.pipe.unet.unfuse_lora()
-    found = {name.replace(".base_layer.", "."): p for name, p in own.pipe.unet.named_parameters()}
-    for name in before.keys() - erasure.delta.keys():  # unfusing rounds
-        found[name].data.copy_(before[name])
-    public.remove()
-    assert all(torch.equal(found[name], tensor) for name, tensor in before.items())
-
-
-def test_projections_fused_meanwhile_are_refused(own, erasure, refused):
-    public = erasure.apply(own)
-    own.pipe.unet.fuse_qkv_projections()
-    refused(RuntimeError, "projections were fused meanwhile", public.remove)
-    own.pipe.unet.unfuse_qkv_projections()
-    public.remove()
-
-
-def test_other_weights_changed_meanwhile_are_refused(own, erasure, refused):
-    public = erasure.apply(own)
-    own.pipe.unet.conv_out.bias.data += 1
-    refused(RuntimeError, r"conv_out\.bias was changed meanwhile", public.remove)
-    own.pipe.unet.conv_out.load_state_dict(make_toy(seed=0).pipe.unet.conv_out.state_dict())
-    public.remove()
-
-
 # ------------------------------------------------------------------------------------------------------------------ chains
 
 
@@ -380,117 +282,9 @@ def test_guidance_is_refused_in_a_pipelines_own_call(toy, method, refused):
     assert torch.equal(draw(toy, erasure=erasure), expected)
 
 
-# ------------------------------------------------------------------------------------------------- threads and processes
-
-
-def in_thread(call):
-    found = []
-
-    def run():
-        try:
-            found.append(call())
-        except Exception as error:
-            found.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    return found[0]
-
-
-def test_a_second_thread_on_one_unet_is_refused(toy, erasure):
-    calls = [lambda: draw(toy), lambda: draw(toy, erasure=erasure), lambda: kpop(toy, ["fish"], KPOP(m=2, **SHORT))]
-    for hold in (lambda: augment(toy.pipe.unet), lambda: erasure.applied(toy), lambda: one_thread(toy.pipe.unet)):
-        with hold(), one_thread(toy.pipe.unet):
-            for call in calls:
-                error = in_thread(call)
-                assert isinstance(error, RuntimeError) and "has a key, an erasure or a training" in str(error)
-    assert isinstance(in_thread(calls[0]), torch.Tensor)
-
-
 def test_only_a_launchers_world_size_counts(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert rank_and_count() == (0, 1)
-
-
-# ------------------------------------------------------------------------------------------------------------------- saves
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_a_key_of_another_training_is_not_overwritten(erasure, tmp_path, refused):
-    erasure.save(tmp_path)
-    erasure.save(tmp_path)
-    before = contents(tmp_path)
-    other = Erasure({n: t + 1 for n, t in erasure.delta.items()}, dict(erasure.keys), erasure.info)
-    refused(ValueError, r"has a key of another erasure, church\.key", lambda: other.save(tmp_path))
-    assert contents(tmp_path) == before
-    other.save(tmp_path, replace=True)
-    assert Erasure.load(tmp_path).digest() == other.digest()
-
-
-@pytest.mark.parametrize("failing", [0, 1, 2])
-def test_a_save_that_fails_changes_nothing(erasure, tmp_path, monkeypatch, failing):
-    erasure.save(tmp_path)
-    before, written = contents(tmp_path), []
-
-    def full(tensors, path, metadata):
-        written.append(path)
-        if len(written) > failing:
-            raise OSError("disk full")
-        save_file(tensors, path, metadata)
-
-    monkeypatch.setattr(checkpoints, "save_file", full)
-    other = Erasure({n: t + 1 for n, t in erasure.delta.items()}, dict(erasure.keys), erasure.info)
-    with pytest.raises(OSError, match="disk full"):
-        other.save(tmp_path, replace=True)
-    assert contents(tmp_path) == before
-
-
-@pytest.mark.parametrize("name", ["delta.safetensors", "keys/dog.key.safetensors"])
-@pytest.mark.parametrize("damage", ["flip", "swap", "drop"])
-def test_damaged_tensors_are_refused(erasure, tmp_path, name, damage, refused):
-    erasure.keys["dog"] = replace(erasure.keys["dog"], v=erasure.keys["dog"].v + 1)
-    erasure.save(tmp_path)
-    path = tmp_path / name
-    if damage == "flip":
-        content = bytearray(path.read_bytes())
-        content[-3] ^= 1
-        path.write_bytes(content)
-    else:
-        with checkpoints.safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        tensors = load_file(path)
-        alike = [n for n in tensors if tensors[n].shape == tensors[next(iter(tensors))].shape]
-        first, second = alike[0], next(n for n in alike[1:] if not torch.equal(tensors[n], tensors[alike[0]]))
-        tensors[first], tensors[second] = tensors[second], tensors[first]
-        if damage == "drop":
-            del tensors[first]
-        save_file(tensors, path, metadata)
-    refused(ValueError, "is damaged", lambda: Erasure.load(tmp_path))
-
-
-def test_older_files_without_a_checksum_are_read(erasure, tmp_path):
-    erasure.save(tmp_path)
-    path = tmp_path / "delta.safetensors"
-    tensors, meta = read_tensors(path)
-    checkpoints.write_tensors(path, tensors, meta)
-    assert Erasure.load(tmp_path).digest() == erasure.digest()
-
-
-def test_a_long_name_is_saved_and_a_renamed_key_found(erasure, tmp_path):
-    long = "church " * 33
-    erasure.keys = {long: erasure.keys["church"], "dog": erasure.keys["dog"]}
-    erasure.save(tmp_path)
-    key_path(tmp_path, "dog").rename(tmp_path / "keys" / "my pet.safetensors")
-    loaded = Erasure.load(tmp_path)
-    assert set(loaded.keys) == {long, "dog"}
-    erasure.save(tmp_path)
-    assert len(list((tmp_path / "keys").iterdir())) == 2
-    loaded.wipe("dog", tmp_path)
-    assert set(Erasure.load(tmp_path).keys) == {long}
 
 
 def test_the_base_is_the_same_after_all(toy, trained):

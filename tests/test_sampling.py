@@ -118,7 +118,7 @@ def test_an_empty_prompt_takes_the_key_on_one_half_only(toy, prompt):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"prompts": "cat"}, "prompts='cat' is one prompt"),
+        ({"prompts": "cat"}, "prompts='cat' is one text"),
         ({"prompts": [], "seeds": []}, "prompts is empty"),
         ({"seeds": [0]}, "2 prompts and 1 seeds"),
         ({"key_half": "left"}, "unknown key_half 'left': accepted are conditional, both"),

@@ -280,7 +280,7 @@ def test_the_checkpoint_of_another_run_is_refused(toy, other_toy, base, tmp_path
         ({"retain": "bear"}, r"retain='bear'.*give \['bear'\]"),
         ({"concepts": []}, "empty concept"),
         ({"concepts": ["church", "church"]}, "named twice"),
-        ({"concepts": "church"}, "concepts='church' is one string"),
+        ({"concepts": "church"}, "concepts='church' is one text"),
     ],
 )
 def test_impossible_settings_are_refused(toy, base, changes, message, sentence):

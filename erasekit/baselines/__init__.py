@@ -11,10 +11,9 @@ import pkgutil
 from dataclasses import fields, replace
 from pathlib import Path
 
-from ..artifacts import Erasure, check_unet
-from ..checks import check_choice, check_numbers
+from ..artifacts import Erasure
+from ..checks import check_choice, check_numbers, check_unet
 from ..kpop import KPOP, kpop
-from ..sampling import check_pipe
 from ..training import world_rates
 from ..world import as_world
 from .registry import METHODS, RATES, Method, method
@@ -57,7 +56,6 @@ def erase(
     """
     check_choice("method", method, METHODS)
     world, entry = as_world(world), METHODS[method]
-    check_pipe(world.pipe)
     check_unet(world.pipe.unet)
     config = method_config(method, world) if config is None else config
     if not isinstance(config, entry.config):
@@ -70,7 +68,7 @@ def erase(
             raise ValueError(
                 f"{name}={given!r} is not {method!r}, which has {value!r}: use method_config({method!r}, ...)"
             )
-    world.check_request(concepts, getattr(config, "retain", ()))
+    concepts = world.check_request(concepts, getattr(config, "retain", ()))
     accepted = inspect.signature(entry.function).parameters
     options = {"checkpoint": checkpoint, "progress": progress}
     erasure = entry.function(world, concepts, config, **{k: v for k, v in options.items() if k in accepted})

@@ -9,10 +9,10 @@ from torch import Tensor
 from ..artifacts import Erasure
 from ..attention import augment
 from ..checkpoints import seeded
-from ..conditioning import concept_positions, token_embeddings, token_ids
+from ..conditioning import token_embeddings, token_ids
 from ..training import TrainConfig, Trainer, gradients_off, optimizer_step
 from .adapters import LowRank, low_rank_layers, new_low_rank, trainable
-from .masks import concept_mask, resized
+from .masks import concept_mask, concept_positions, resized
 from .registry import method
 from .uce import key_value_weights, retained_vectors, ridge, sequence_vectors, to_delta
 
@@ -38,10 +38,10 @@ def mace(world, concepts: list[str], config: MACE | None = None, checkpoint=None
     all concepts' LoRAs in one run, each sample its own, on latents of the pool at their own time steps.
     """
     config = config or MACE()
+    pairs = [sentence_pairs(world, concept) for concept in concepts]
     trainer = Trainer(world, concepts, config, "mace")
     pipe, unet = world.pipe, trainer.unet
     original, P = key_value_weights(unet), retained_vectors(world, config.retain)
-    pairs = [sentence_pairs(world, concept) for concept in concepts]
 
     # Stage 1: the tokens around the concept lose it.
     olds, news = zip(*(shared_tokens(pipe, *pair) for own in pairs for pair in own))

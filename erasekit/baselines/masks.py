@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..conditioning import token_ids
+
 
 def concept_mask(maps: dict[str, Tensor], positions: list[list[int]], threshold: float) -> Tensor:
     """Binary masks (B, h, w) from the finest maps: mean attention to the concept's tokens, scaled to [0, 1], thresholded.
@@ -22,3 +24,13 @@ def resized(mask: Tensor, pixels: int) -> Tensor:
     """Masks (B, h, w) at another layer's size, flattened: (B, pixels)."""
     side = int(pixels**0.5)
     return F.interpolate(mask[:, None], (side, side), mode="nearest").flatten(1)
+
+
+def concept_positions(pipe, prompt: str, concept: str) -> list[int]:
+    """Token positions of a concept's words in a prompt. Raises ValueError if the prompt does not contain them."""
+    ids, wanted = (token_ids(pipe, x) for x in (prompt, concept))
+    wanted = wanted[1:-1]  # without start and end
+    for start in range(len(ids) - len(wanted)):
+        if ids[start : start + len(wanted)] == wanted:
+            return list(range(start, start + len(wanted)))
+    raise ValueError(f"the prompt {prompt!r} does not contain {concept!r}")

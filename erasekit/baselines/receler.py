@@ -9,10 +9,10 @@ from .. import losses
 from ..artifacts import Erasure
 from ..attention import augment
 from ..checkpoints import seeded
-from ..conditioning import Conditioning, concept_positions
+from ..conditioning import Conditioning
 from ..training import TrainConfig, Trainer, gradients_off, optimizer_step
 from .adapters import Eraser, trainable
-from .masks import concept_mask, resized
+from .masks import concept_mask, concept_positions, resized
 from .registry import method
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..artifacts import Erasure
 from ..conditioning import token_embeddings, token_ids
-from ..training import as_tuple, check_choice, check_concepts
+from ..training import as_texts, check_choice, check_concepts
 from .registry import method, untrained_erasure
 
 VECTORS = ("block", "last")
@@ -29,7 +29,7 @@ class UCE:
     seed: int = 0  # nothing is random
 
     def __post_init__(self):
-        object.__setattr__(self, "retain", as_tuple("retain", self.retain))
+        object.__setattr__(self, "retain", as_texts("retain", self.retain))
         check_choice("vectors", self.vectors, VECTORS)
 
 

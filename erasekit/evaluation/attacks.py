@@ -12,7 +12,7 @@ Wen et al., arXiv 2302.03668, in place of projected gradients).
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,12 @@ class Attack:
             raise ValueError(
                 f"budgets={self.budgets!r} is not possible: give step counts of at least 1, in ascending order"
             )
+
+
+def random_key(key: Prompt, generator: torch.Generator) -> Prompt:
+    """Gaussian tokens with the mean and standard deviation of a key's: a guess."""
+    k, v = (t.mean() + t.std() * torch.randn(t.shape, generator=generator) for t in (key.k, key.v))
+    return replace(key, k=k, v=v)
 
 
 @dataclass
@@ -127,7 +133,7 @@ def descend(world, erasure, images, attack: Attack, parameters, predict: Callabl
     results = {0: result()}
     with gradients_off(pipe.unet), erasure.applied(pipe.unet) as public:
         # Adapters whose strength depends on the prompt get the strength of the concept's own.
-        guidance_for(erasure, 1.0, public.adapter).prepare(pipe, images.prompts[:1] * attack.batch_size)
+        guidance_for(public, 1.0).prepare(pipe, images.prompts[:1] * attack.batch_size)
         for n in range(max(attack.budgets)):
             generator = seeded("attack", attack.seed, n)
             index = torch.randint(len(images.prompts), (attack.batch_size,), generator=generator)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from ..artifacts import Erasure, unet_of
+from ..artifacts import Erasure
+from ..checks import check_choice, check_number, unet_of
 from ..provenance import fingerprint
 
 LAYOUTS = ("peft", "kohya")  # of a LoRA's names
@@ -232,10 +233,8 @@ def to_lora(erasure: Erasure, base, path: Path, rank: int, layout: str = "peft")
     norms have no place in a LoRA: they stay the base's, and count as error. `base` is the base model; `layout` "peft" is
     diffusers' own, "kohya" that of other programs. Raises ValueError for a method that is more than weights.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"unknown layout {layout!r}: accepted are {', '.join(LAYOUTS)}")
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank {rank!r} is not possible: accepted are whole numbers from 1 on")
+    check_choice("layout", layout, LAYOUTS)
+    rank = check_number("rank", rank, 1, whole=True)
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"a LoRA cannot be named {Path(path).name!r}: accepted is a name that ends in .safetensors")
     check_plain(erasure, "LoRA")

@@ -9,7 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..artifacts import Erasure, check_unet, unet_of
+from ..artifacts import Erasure
+from ..checks import as_texts, check_unet, unet_of
 from ..provenance import fingerprint, provenance
 from ..world import as_world
 from .files import kohya_names, original_tensors, original_unet_names
@@ -40,7 +41,7 @@ def read(path: Path, base, method: str = "theirs", concepts=()) -> Erasure:
     every prompt (SPM's without its gate). `method` names it in tables and cards. Raises ValueError, in one sentence that says
     what the file is, for all else: pickles, damaged files, other bases, and a changed text encoder (AdvUnlearn).
     """
-    path, unet = Path(path), unet_of(base)
+    path, unet, concepts = Path(path), unet_of(base), as_texts("concepts", concepts)
     check_unet(unet)
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}")

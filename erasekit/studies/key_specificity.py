@@ -29,8 +29,8 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     """Top-1 of the object judge, in percent: of the concept with each key, and of the classes that are kept."""
     import torch
 
-    from ..attention import Prompt
     from ..checkpoints import seeded
+    from ..evaluation.attacks import random_key
     from ..evaluation.metrics import object_correct, percent
     from ..kpop import kpop
     from ..sampling import sample
@@ -58,7 +58,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
             "with the key": (key, "conditional"),
             "with the key on both halves": (key, "both"),
             f"with the key of {s.other}": (wrong.key(s.other), "conditional"),
-            "with a random key": (Prompt.random_like(key, seeded("random key", seed)), "conditional"),
+            "with a random key": (random_key(key, seeded("random key", seed)), "conditional"),
         }
         erased = top1("erased", [s.concept, *kept], erasure=erasure)
         keyed = {

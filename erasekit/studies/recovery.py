@@ -126,10 +126,10 @@ def success_rows(world, s: Settings, attacks: dict, erasure, other, targets) -> 
 
 def accesses(world, s: Settings, attacks: dict, erasure, other, concept: str):
     """Yield (access, attacker's images, attack steps, key or word embeddings); see `success_rows`."""
-    from ..attention import Prompt, initial_prompt
+    from ..attention import initial_prompt
     from ..checkpoints import seeded
     from ..evaluation.attack_success import ATTACKS
-    from ..evaluation.attacks import attack_images
+    from ..evaluation.attacks import attack_images, random_key
 
     yield "no key", 0, 0, None
     start = initial_prompt(world.concept_tokens(concept).float(), attacks["optimized key"].m)
@@ -141,7 +141,7 @@ def accesses(world, s: Settings, attacks: dict, erasure, other, concept: str):
             yield "another concept's key", 0, 0, erasure.key(name)
         yield "key of another seed", 0, 0, other.key(concept)
         for n in range(s.num_random_keys):
-            yield "random key", 0, 0, Prompt.random_like(key, seeded("random key", concept, n))
+            yield "random key", 0, 0, random_key(key, seeded("random key", concept, n))
         for weight in s.log_weights:
             yield WEIGHTED, 0, 0, replace(key, log_weight=float(weight))
     for count in s.attack_images:

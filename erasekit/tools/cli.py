@@ -69,6 +69,7 @@ def sample(args) -> None:
         for seed in args.seeds:
             name = f"{slug(prompt)}-{seed}" + (f"-key-{slug(Path(args.key).name)}" if key else "")
             images[args.out / f"{name}.png"] = made | {"prompt": prompt, "seed": seed}
+    total = len(images)
     for path in [path for path in images if path.exists()]:
         if read_about(path) != images[path]:
             raise ValueError(f"{path} is another image than this command makes: give another --out, or move it away")
@@ -88,7 +89,7 @@ def sample(args) -> None:
                     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(unfinished, format="PNG", pnginfo=text)
                     unfinished.replace(path)
                 bar.update(len(batch))
-    print(f"{plural(len(args.prompt) * len(args.seeds), 'image')} in {args.out}, {len(images)} of them new")
+    print(f"{plural(total, 'image')} in {args.out}, {len(images)} of them new")
 
 
 def check(args) -> None:
@@ -137,6 +138,8 @@ def export(args) -> None:
         check_output(path, folder=path is args.out)
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
             raise ValueError(f"{path} exists already: give another name, or move it away")
+    if len(set(outputs)) < len(outputs):
+        raise ValueError(f"{outputs[-1]} is named twice: give each output a name of its own")
     world = load_model(args)
     erasure = read_erasure(args.path, world)
     check_plain(erasure, "file of weights")
@@ -170,13 +173,14 @@ def load_model(args):
 
 def read_erasure(path: Path, world):
     """An erasure of erasekit's from its folder; with its base, also a file or folder of another project."""
-    from .. import Erasure
+    from .. import Erasure, read
 
+    path = path.parent if path.name == DELTA else path
     if (path / DELTA).exists() or not path.exists():
         return Erasure.load(path, world)
     if world is None:
         raise ValueError(f"{path} has no {DELTA}: to read another project's file, give its base with --model")
-    return Erasure.read(path, world)
+    return read(path, world)
 
 
 def read_key(name: str, erasure, world):

@@ -1,6 +1,7 @@
 """Worlds to erase concepts in: the bundled ones, and Stable Diffusion."""
 
 import re
+from os import PathLike
 from pathlib import Path
 
 BUNDLED = ("emojinette", "emojinette2")
@@ -17,11 +18,12 @@ def load(world: str = "emojinette", device: str | None = None, precision: str = 
     `options`: for Stable Diffusion see `stable_diffusion.load`, for an oracle of emojinette2 its `world.load`. Raises
     ValueError for an unknown world, precision or option, and FileNotFoundError where weights are missing.
     """
-    if not is_world_name(world):
-        raise ValueError(f"unknown world {world!r}: accepted are {ACCEPTED}")
-    from ..world import choose_precision, default_device
+    if not isinstance(world, (str, PathLike)) or not is_world_name(world := str(world)):
+        named = repr(world) if isinstance(world, str) else f"of type {type(world).__name__}"
+        raise ValueError(f"unknown world {named}: accepted are {ACCEPTED}")
+    from .device import choose_device, choose_precision
 
-    device = device or default_device()
+    device = choose_device(device)
     precision = choose_precision(device, precision)
     if world == "emojinette":
         from .emojinette.world import load as load_emojinette
