@@ -13,7 +13,7 @@ POSITIVE = ("lr", "temperature", "rho")  # endings of names of real numbers that
 def check_choice(name: str, value, accepted) -> None:
     """Raise ValueError unless the value is one of the accepted ones."""
     if value not in tuple(accepted):  # a tuple's members need no hash
-        raise ValueError(f"unknown {name} {value!r}: accepted are {', '.join(accepted)}")
+        raise ValueError(f"unknown {name} {repr(value)[:100]}: accepted are {', '.join(accepted)}")
 
 
 def as_texts(name: str, values) -> tuple[str, ...]:
