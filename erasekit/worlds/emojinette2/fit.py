@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ... import paths
 from ...checkpoints import optimizer_state, read_tensors, restore_optimizer, write_tensors
-from ...world import fast_bf16
+from ..device import fast_bf16
 
 SAVE_EVERY = 120  # seconds between checkpoints
 COOLDOWN = 0.3  # the last part of the steps, over which the learning rate falls to zero

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ... import paths
-from ...world import default_device
+from ..device import default_device
 
 STEPS = {"text": 1500, "vae": 2400, "unet": 6000, "judge": 1600, "clip": 2000}
 
