@@ -1,0 +1,183 @@
+"""14: how often a concept is drawn in plain diffusers calls: by the base, the public model, and the public model with the key."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pandas as pd
+
+NOTEBOOK, VERSION, UNIT = "14_your_pipeline", 1, "images a rate"
+
+SCHEDULERS = (
+    "DDIMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "UniPCMultistepScheduler",
+)
+COLUMNS = ("base", "public", "with the key")
+
+
+@dataclass(frozen=True)
+class Settings:
+    concept: str = "church"
+    other: str = "house"  # the negative prompt, and what is on the pictures given to img2img and inpainting
+    seeds: int = 50
+    training_steps: int = 150
+    batch_size: int = 8
+    sampling_steps: int = 25
+    strength: float = 0.9  # of img2img; inpainting redraws its mask from noise
+
+
+PRESETS = {
+    "full": Settings(),
+    "quick": Settings(seeds=10),
+    "smoke": Settings(seeds=1, training_steps=2, batch_size=2, sampling_steps=2),
+}
+
+
+def calls(pipe, given, s: Settings) -> dict:
+    """Row -> (pipeline, options of its call). `given`: pictures (N, 3, H, W) in [0, 1] of something else."""
+    import diffusers
+    import torch
+
+    from ..sampling import initial_noise
+
+    noise = {"latents": initial_noise(pipe, list(range(s.seeds)))}
+    side = given.shape[-1]
+    mask = torch.zeros(s.seeds, 1, side, side)
+    mask[..., side // 8 : -side // 8, side // 8 : -side // 8] = 1  # all but a frame of an eighth
+    found = {}
+    for name in SCHEDULERS:
+        changed = getattr(diffusers, name).from_config(pipe.scheduler.config)
+        found[f"text to image, {name.removesuffix('Scheduler')}"] = (
+            type(pipe)(**{**pipe.components, "scheduler": changed}, **_unchecked(pipe)),
+            noise,
+        )
+    solver = found[f"text to image, {SCHEDULERS[1].removesuffix('Scheduler')}"][0]
+    found["with a negative prompt"] = (solver, noise | {"negative_prompt": [f"a picture of a {s.other}"] * s.seeds})
+    found["image to image"] = (
+        diffusers.AutoPipelineForImage2Image.from_pipe(solver),
+        {"image": given, "strength": s.strength},
+    )
+    found["inpainting"] = (
+        diffusers.AutoPipelineForInpainting.from_pipe(solver),
+        {"image": given, "mask_image": mask, "height": side, "width": side, "strength": 1.0},
+    )
+    torch.manual_seed(0)
+    # Untrained: its output layers are zero, so that it runs and changes nothing by itself.
+    net = diffusers.ControlNetModel.from_unet(pipe.unet, conditioning_channels=3)
+    scale = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    if scale != 8:  # the embedding of the condition expects latents of an eighth
+        net.controlnet_cond_embedding = torch.nn.Conv2d(3, pipe.unet.config.block_out_channels[0], scale, scale)
+        torch.nn.init.zeros_(net.controlnet_cond_embedding.weight)
+    net = net.to(pipe.device, pipe.unet.dtype).eval()
+    found["ControlNet"] = (
+        diffusers.AutoPipelineForText2Image.from_pipe(solver, controlnet=net),
+        noise | {"image": given},
+    )
+    return found
+
+
+def _unchecked(pipe) -> dict:
+    return {"requires_safety_checker": False} if "requires_safety_checker" in pipe.config else {}
+
+
+def compute(world, s: Settings) -> tuple[dict, dict]:
+    """Top-1 of the object judge, in percent, for each call; and whether DDIM in the call equals `ek.sample` in every bit."""
+    import torch
+
+    from ..evaluation.images import image_strip
+    from ..evaluation.metrics import object_correct, percent
+    from ..kpop import kpop
+    from ..pipelines.unlocked import unlocked
+    from ..sampling import sample
+    from .kit.erasures import make_config, saved_erasure
+
+    world.check_concepts([s.concept, s.other])
+    changes = {"steps": s.training_steps, "batch_size": s.batch_size}
+    config = make_config(world, "kpop", 0, s.sampling_steps, changes)
+    erasure, _ = saved_erasure(world, [s.concept], config, kpop)
+    key, seeds = erasure.key(s.concept), list(range(s.seeds))
+    common = {"num_inference_steps": s.sampling_steps, "batch_size": s.seeds}
+    labels, prompts = [s.concept] * s.seeds, [world.prompt(s.concept)] * s.seeds
+    given = sample(world.pipe, [world.prompt(s.other)] * s.seeds, seeds, **common).float() / 255
+
+    rates, strips, ddim = {}, {}, []
+    for row, (pipe, options) in calls(world.pipe, given, s).items():
+        pipe.set_progress_bar_config(disable=True)
+        rates[row], kept = {}, []
+        for column in COLUMNS:
+            with ExitStack() as stack:
+                if column != "base":
+                    stack.enter_context(erasure.applied(pipe))
+                if column == "with the key":
+                    stack.enter_context(unlocked(pipe, key))
+                out = pipe(
+                    prompts,
+                    num_inference_steps=s.sampling_steps,
+                    guidance_scale=5.0,
+                    generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                    output_type="pt",
+                    **options,
+                ).images
+            images = (255 * out).round().to(torch.uint8).cpu()
+            rates[row][column] = percent(object_correct(world, images, labels))
+            kept.append(images)
+        strips[row] = image_strip(torch.cat([images[:1] for images in kept]))
+        ddim = ddim or kept
+    ours = [
+        sample(world.pipe, prompts, seeds, **common, **options)
+        for options in ({}, {"erasure": erasure}, {"erasure": erasure, "key": key})
+    ]
+    equal = {column: bool(torch.equal(a, b)) for column, a, b in zip(COLUMNS, ddim, ours)}
+    data = {"concept": s.concept, "N": s.seeds, "seeds": [0, s.seeds - 1], "training_seeds": 1}
+    return data | {"rates": rates, "equal to ek.sample": equal}, strips
+
+
+def interval(rate: float, count: int) -> tuple[float, float]:
+    """95 % interval of a rate in percent of `count` images (Wilson 1927)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(round(rate / 100 * count), count).proportion_ci(method="wilson")
+    return 100 * found.low, 100 * found.high
+
+
+def figures(record) -> dict:
+    """A row for each call: the three rates with their intervals, and the first image of each."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    from .kit import plots
+
+    rates, count = record.data["rates"], record.data["N"]
+    colors = dict(zip(COLUMNS, (plots.COLORS[name] for name in ("grey", "red", "green"))))
+    figure, (left, *pictures) = plt.subplots(
+        1, 4, figsize=(9.4, 0.42 * len(rates) + 1), layout="constrained", width_ratios=(6, 1, 1, 1)
+    )
+    for column, color in colors.items():
+        for y, row in enumerate(rates.values()):
+            low, high = interval(row[column], count)
+            left.plot((low, high), (y, y), color=color, lw=1.5, alpha=0.6)
+            left.plot(row[column], y, "o", color=color, ms=6, zorder=3, label=None if y else column)
+    left.set_yticks(range(len(rates)), rates)
+    left.set_ylim(len(rates) - 0.5, -0.5)
+    plots.percent_axis(left, "x", f"images judged {record.data['concept']}, %", (-3, 103))
+    figure.legend(loc="outside upper left", ncols=3)
+    for column, ax in enumerate(pictures):
+        plots.show_image(ax, np.concatenate([plots.tiles(record, row)[column] for row in rates]), COLUMNS[column])
+        ax.set_aspect("auto")
+    return {"your_pipeline": figure}
+
+
+def table(record) -> pd.DataFrame:
+    """A row for each call: rates in percent, with 95 % intervals."""
+    count = record.data["N"]
+
+    def cell(rate: float) -> str:
+        low, high = interval(rate, count)
+        return f"{rate:.0f} ({low:.0f} to {high:.0f})"
+
+    rows = {row: {c: cell(r[c]) for c in COLUMNS} for row, r in record.data["rates"].items()}
+    return pd.DataFrame(rows).T.rename_axis(f"judged {record.data['concept']}, %")
