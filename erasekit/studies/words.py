@@ -94,10 +94,10 @@ def own_tokens(world, names: list[str]) -> dict:
     """
     import torch
 
-    from ..conditioning import concept_positions, encode, token_ids
+    from ..baselines.masks import concept_positions
+    from ..conditioning import encode, token_ids
 
-    pipe = world.pipe
-    names = [name for name in names if len(token_ids(pipe, name)) == 3]
+    pipe, names = world.pipe, [name for name in names if len(token_ids(world.pipe, name)) == 3]
     tokens = encode(pipe, [world.prompt(name) for name in names]).tokens.float().cpu()
     where = [concept_positions(pipe, world.prompt(name), name)[0] for name in names]
     own = tokens[torch.arange(len(names)), where]
@@ -126,7 +126,8 @@ def sample_with_attention(world, prompts: list[str], words: list[tuple], seeds: 
     from torch.nn.functional import interpolate
 
     from ..attention import augment
-    from ..conditioning import concept_positions, encode, predict_noise
+    from ..baselines.masks import concept_positions
+    from ..conditioning import encode, predict_noise
     from ..sampling import ddim, decode, initial_noise
 
     pipe, unet = world.pipe, world.pipe.unet
