@@ -315,8 +315,9 @@ class Trainer:
 
 
 def without_steps(identity: dict) -> dict:
-    """The run's identity without `steps`, so that a longer run may resume a shorter one."""
-    return identity | {"config": {name: value for name, value in identity["config"].items() if name != "steps"}}
+    """The run's identity without `steps`, so that a longer run may resume a shorter one, and what early files lack."""
+    config = {name: value for name, value in identity["config"].items() if name != "steps"}
+    return identity | {"bf16": None, "config": config}
 
 
 def optimizer_step(optimizer: torch.optim.Optimizer, loss: Tensor, parameters, clip: float | None = None) -> None:

@@ -72,5 +72,5 @@ def erase(
     accepted = inspect.signature(entry.function).parameters
     options = {"checkpoint": checkpoint, "progress": progress}
     erasure = entry.function(world, concepts, config, **{k: v for k, v in options.items() if k in accepted})
-    erasure.info |= world.identity | {"moved": erasure.moved(world)}
+    erasure.info["moved"] = erasure.moved(world)
     return erasure
