@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from ... import paths
 from ...distributed import main_process_first, rank_and_count
 from .cache import cached, digest, settings_dict
+from .given import Given, check_given, is_given
 from .records import Record
 
 VERSION = 1  # of saved erasures: raise it when a method should train otherwise
@@ -33,13 +34,16 @@ def make_config(world, method: str, seed: int, sampling_steps: int, changes: dic
 
 
 def train_cached(world, concepts, method: str, config, scale: float = 1.0):
-    """The erasure, its step from the base scaled, and the seconds of its training.
+    """The erasure, its step from the base scaled, and the seconds of its training, or None where nobody knows.
 
     A world that keeps its images keeps its erasures too: a second training might differ in a bit, and so would its images.
     """
     from ...baselines import METHODS, erase
 
-    if world.keeps_images:
+    if isinstance(config, Given):
+        erasure = METHODS[method].function()
+        seconds = erasure.info.get("provenance", {}).get("seconds") or None
+    elif world.keeps_images:
         erasure, seconds = saved_erasure(world, list(concepts), config, METHODS[method].function)
     else:
         start = time.time()
@@ -102,6 +106,17 @@ def operating_points(study: str = "operating_points") -> dict[str, dict]:
     """Method -> {"settings", "scale"} by the committed record of preset full; empty without one."""
     path = paths.RECORDS / "emojinette" / "full" / f"{study}.json"
     return Record.read(path).data["operating_points"] if path.exists() else {}
+
+
+def method_points(chosen: dict | None, methods, groups=(), setting: str | None = None, study: str = "operating_points"):
+    """Method -> operating point: `chosen`, or those of a study's record; a given erasure is taken as it is.
+
+    Raises ValueError for a method without one, and for a given erasure of none of the `groups`, see `check_given`.
+    """
+    check_given(methods, groups, setting)
+    points = (chosen or operating_points(study)) | {m: {"settings": {}, "scale": 1.0} for m in methods if is_given(m)}
+    require_operating_points(points, *methods)
+    return points
 
 
 def require_operating_points(points: dict, *methods: str) -> None:
