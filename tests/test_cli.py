@@ -158,7 +158,7 @@ def test_export(erasekit, model, dog, tmp_path):
         (["export", "{dog}"], "nothing to export: give --out FOLDER"),
         (["export", "{dog}", "--out", "{dog}"], "exists already"),
         (["export", "{dog}", "--single-file", "{new}.safetensors", "--lora", "{new}.safetensors"], "is named twice"),
-        (["sample", "--prompt", "a", "--erasure", "{file}", "--out", "{new}"], "is not a safetensors file"),
+        (["sample", "--prompt", "a", "--erasure", "{file}", "--out", "{new}"], "is empty"),
         (["export", "{dog}", "--lora", "{new}.safetensors", "--rank", "0"], "rank=0 is not possible"),
     ],
 )

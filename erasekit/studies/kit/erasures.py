@@ -3,7 +3,7 @@
 import inspect
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 
 from ... import paths
 from ...distributed import main_process_first, rank_and_count
@@ -18,19 +18,25 @@ TARGET_ESR = 95.0  # ESR-1 in percent at which methods are compared
 def make_config(world, method: str, seed: int, sampling_steps: int, changes: dict, steps=None, retain=None):
     """A method's config with the settings that all methods of a study share, where the method has them.
 
-    `retain`: by default the world's retained objects. The world's `train_defaults` and `lr_scale` are for methods that train
-    weights; adapters and prompts keep their own. Its `pool_defaults` are for every pool of latents.
+    `retain`: by default the world's retained objects. `changes` are taken as given, see `at_lr_scale`; what is left open is at
+    the world's rates.
     """
-    from ...baselines import method_config
+    from ...baselines import METHODS, method_config
 
-    accepted = {field.name for field in fields(method_config(method))}
-    weights, pool = "train_method" in accepted, changes.get("latents") != "on_policy"
-    shared = {"seed": seed, "sampling_steps": sampling_steps}
+    accepted = {field.name for field in fields(METHODS[method].config)}
+    shared = {"seed": seed, "sampling_steps": sampling_steps, "steps": steps}
     shared["retain"] = world.concepts("retained") if retain is None else retain
-    shared |= (world.pool_defaults if pool else {}) | (world.train_defaults if weights else {})
-    shared |= {"steps": steps} if steps else {}
-    config = method_config(method, **{name: value for name, value in shared.items() if name in accepted} | changes)
-    return replace(config, lr=config.lr * world.lr_scale) if weights and world.lr_scale != 1 else config
+    return method_config(method, world, **{n: value for n, value in shared.items() if n in accepted} | changes)
+
+
+def at_lr_scale(world, method: str, changes: dict) -> dict:
+    """Changes of a study's own, whose learning rate is for the bundled world, as this world takes them."""
+    from ...baselines import METHODS
+    from ...training import WeightConfig
+
+    if "lr" not in changes or not issubclass(METHODS[method].config, WeightConfig):  # adapters keep theirs
+        return changes
+    return changes | {"lr": changes["lr"] * world.lr_scale}
 
 
 def train_cached(world, concepts, method: str, config, scale: float = 1.0):
