@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from .attention import check_key, one_thread
+from .base import check_base
 from .checkpoints import all_or_none, read_tensors, write_tensors
-from .checks import check_choice, check_finite, check_number, check_unet, is_fused, unet_of
+from .checks import check_choice, check_finite, check_number, is_fused, unet_of
 from .mechanisms import MECHANISMS, Prompt
-from .provenance import fingerprint
 from .sampling import sample
-from .world import as_world, bit_sum, part_hashes
+from .world import as_world, bit_sum
 
 DELTA = "delta.safetensors"  # the public file
 ADAPTER_PREFIX = "adapter:"  # of an adapter's tensors in the public file
@@ -305,24 +305,3 @@ def load_key(path: Path, model=None) -> tuple[Prompt, dict]:
         check_key(unet_of(model), prompt)
         check_base(model, meta, f"key {path}")
     return prompt, meta
-
-
-def check_base(model, info: dict, what: str) -> None:
-    """Raise ValueError unless a model has the U-Net named in `info`, with its own weights in place.
-
-    Warns where the model is a pipeline or a world whose other networks are not those of the training.
-    """
-    unet, pipe = unet_of(model), getattr(model, "pipe", model)
-    check_unet(unet)
-    if info["base"] != (found := fingerprint(unet)):
-        before = "".join(f" after {link['method']} of {', '.join(link['concepts'])}" for link in info.get("chain", ()))
-        raise ValueError(
-            f"the {what} was made for the base model {info['base'][:12]} ({info['world']}{before}), but this model is "
-            f"{found[:12]}: load that base, or remove the erasure that is applied to it"
-        )
-    if pipe is not unet and "components" in info:
-        now, then = part_hashes(pipe), info["components"]
-        if other := [name for name in then if name != "scheduler" and now.get(name, then[name]) != then[name]]:
-            warnings.warn(
-                f"the {what} was made beside another {', '.join(other)}: its effect may differ here", stacklevel=3
-            )

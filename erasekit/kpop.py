@@ -14,7 +14,7 @@ from .checkpoints import seeded
 from .checks import as_texts, check_choice, check_type
 from .conditioning import encode
 from .mechanisms import CHOICES, PromptNetwork, PromptTensors
-from .training import Batch, LatentConfig, TrainableWeights, Trainer, optimizer_step, world_rates
+from .training import Batch, LatentConfig, TrainableWeights, Trainer, optimizer_step
 from .trajectories import make_pool
 from .world import World, as_world
 
@@ -26,7 +26,7 @@ SCHEDULES = ("alternating", "joint")
 class KPOP(LatentConfig):
     """Settings of the method, in the paper's symbols where it has one. Defaults suit the bundled world."""
 
-    steps: int = 150
+    RATES = LatentConfig.RATES | {"steps": 150}
     prompted_target: str = "concept"  # of the prompted prediction in removal: "concept" or "neutral", see `losses`
     layers: str = "all"  # prompted attn2 layers: "mid" (the paper's for objects), "mid+up" or "all"
     m: int = 10  # prompt length
@@ -72,7 +72,7 @@ def kpop(
     unchanged afterwards.
     """
     world = as_world(world)
-    config = KPOP(**world_rates(world, KPOP())) if config is None else config
+    config = KPOP() if config is None else config
     check_type("config", config, KPOP, "ek.KPOP(...)")
     concepts = world.check_request(concepts, config.retain)
     for name in config.train_keys_for:
@@ -82,6 +82,7 @@ def kpop(
         check_key(world.pipe.unet, key)
     others = [prompt for c in concepts for prompt in world.anchor_prompts(c)] if config.target == "anchor" else []
     trainer = Trainer(world, concepts, config, "kpop")
+    config = trainer.config
     prompts = make_prompts(trainer)
     old_keys = Rehearsal(world, rehearse, trainer) if rehearse else None
     anchors = encode(world.pipe, others) if others else None

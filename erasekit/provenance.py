@@ -53,16 +53,20 @@ def device_name(device) -> str:
     return f"{model}, {torch.get_num_threads()} threads"
 
 
-def fingerprint(network) -> str:
-    """SHA-256 of a network's weight names and half-precision values: equal in fp32 and fp16, on any device."""
+def fingerprint(network, dtype=None) -> str:
+    """SHA-256 of a network's weight names and half-precision values: equal in fp32 and fp16, on any device.
+
+    With `dtype`, that of the network in this precision: bf16 rounds more coarsely than fp16.
+    """
     import torch
 
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         if name.split(".")[-2:-1] in (["to_qkv"], ["to_kv"]):
             continue  # copies that fusing leaves behind
+        tensor = tensor.detach().to(dtype if tensor.is_floating_point() else None)
         digest.update(name.encode())
-        digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+        digest.update(tensor.to("cpu", torch.float16).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -3,8 +3,9 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from diffusers import DDIMScheduler
@@ -36,11 +37,15 @@ LATENTS = ("pool", "on_policy")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of every trained method. Raises ValueError for an impossible one."""
+    """Settings of every trained method. Raises ValueError for an impossible one.
 
-    steps: int = 100  # model updates
-    batch_size: int = 8  # samples of what is erased, and as many of what is retained
-    lr: float = 1e-4
+    `steps`, `batch_size`, `lr` and the pool's are the world's own where they are None, see `at_world_rates`.
+    """
+
+    RATES: ClassVar[dict] = {"steps": 100, "batch_size": 8, "lr": 1e-4}  # where the world has none of its own
+    steps: int | None = None  # model updates
+    batch_size: int | None = None  # samples of what is erased, and as many of what is retained
+    lr: float | None = None
     loss_space: str = "eps"  # the space of errors: "eps" or "x0"
     retain: tuple[str, ...] = ()  # concepts whose prediction is kept ("" is the empty prompt); report on others
     retain_weight: float = 1.0
@@ -93,12 +98,16 @@ class LatentConfig(WeightConfig):
             raise ValueError(f"{given[0]}={getattr(self, given[0])} is not possible with latents='on_policy': no pool")
 
 
-def world_rates(world, config) -> dict:
-    """What a world's own training changes of a method's default config."""
-    rates = dict(world.pool_defaults) if getattr(config, "latents", "pool") == "pool" else {}
+def at_world_rates(config, world):
+    """A config with the world's own rates, or else its method's, in the place of None."""
+    if not isinstance(config, TrainConfig):
+        return config
+    rates = dict(config.RATES)
     if isinstance(config, WeightConfig):
-        rates |= world.train_defaults | ({"lr": config.lr * world.lr_scale} if world.lr_scale != 1 else {})
-    return rates if isinstance(config, TrainConfig) else {}
+        rates |= {"lr": rates["lr"] * world.lr_scale} | world.train_defaults
+    if getattr(config, "latents", "pool") == "pool":
+        rates |= world.pool_defaults
+    return replace(config, **{name: rate for name, rate in rates.items() if getattr(config, name) is None})
 
 
 class TrainableWeights:
@@ -177,13 +186,14 @@ class Batch:
 
 
 class Trainer:
-    """Shared by all methods: prompts and their conditioning, the pool of latents, batches, and the training loop."""
+    """Shared by all methods: the config at the world's rates, prompts, the pool of latents, batches, and the training loop."""
 
     def __init__(self, world, concepts: list[str], config: TrainConfig, method: str):
         check_concepts(concepts)
         world = as_world(world)
         check_unet(world.pipe.unet)
-        self.world, self.concepts, self.config, self.method = world, list(concepts), config, method
+        self.config = config = at_world_rates(config, world)
+        self.world, self.concepts, self.method = world, list(concepts), method
         self.unet, self.device = world.pipe.unet, world.pipe.device
         self.weights: TrainableWeights | None = None  # needed by latents="on_policy"
         pairs = [(n, pair) for n, concept in enumerate(concepts) for pair in world.prompt_pairs(concept)]
@@ -315,8 +325,9 @@ class Trainer:
 
 
 def without_steps(identity: dict) -> dict:
-    """The run's identity without `steps`, so that a longer run may resume a shorter one."""
-    return identity | {"config": {name: value for name, value in identity["config"].items() if name != "steps"}}
+    """The run's identity without `steps`, so that a longer run may resume a shorter one, and what early files lack."""
+    config = {name: value for name, value in identity["config"].items() if name != "steps"}
+    return identity | {"bf16": None, "config": config}
 
 
 def optimizer_step(optimizer: torch.optim.Optimizer, loss: Tensor, parameters, clip: float | None = None) -> None:

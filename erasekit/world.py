@@ -92,17 +92,17 @@ class World:
     @property
     def components_hash(self) -> str:
         """Hash of the text encoders, the VAE and the scheduler's settings as they are now."""
-        parts = sorted((name, value) for name, value in part_hashes(self.pipe).items() if name != "unet")
-        sampler = dict(parts).pop("scheduler")
-        networks = [[name, value] for name, value in parts if name != "scheduler"]
-        return hashlib.sha256(json.dumps([*networks, sampler]).encode()).hexdigest()
+        networks = [part for part in sorted(part_hashes(self.pipe).items()) if part[0] != "unet"]
+        return hashlib.sha256(json.dumps([*networks, scheduler_settings(self.pipe)]).encode()).hexdigest()
 
     @property
     def identity(self) -> dict:
-        """What artefacts name: the world, its U-Net ("base"), its other parts' hashes, and the erasures before it, if any."""
+        """What artefacts name: the world, the hashes of its U-Net ("base"), its other parts and of all in bf16, and the
+        erasures before it, if any."""
         parts = {name: value for name, value in part_hashes(self.pipe).items() if name != "unet"}
-        parts["scheduler"] = hashlib.sha256(json.dumps(parts["scheduler"]).encode()).hexdigest()
+        parts["scheduler"] = hashlib.sha256(json.dumps(scheduler_settings(self.pipe)).encode()).hexdigest()
         about = {"world": self.name, "base": self.fingerprint, "components": parts}
+        about["bf16"] = part_hashes(self.pipe, torch.bfloat16)
         return about | ({"chain": [dict(link) for link in self.chain]} if self.chain else {})
 
     @property
@@ -212,23 +212,28 @@ def as_world(model) -> World:
     return World(model)
 
 
-_HASHES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # network -> (its state, its fingerprint)
+_HASHES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # network -> (its state, its fingerprints)
 
 
-def part_hashes(pipe) -> dict:
-    """Component -> hash of each network as it is now; "scheduler" -> its settings.
+def part_hash(part: torch.nn.Module, dtype=None) -> str:
+    """`fingerprint` of a network, computed again where a tensor's place, version or sum of bits differs from the last time."""
+    state = [(n, t.data_ptr(), t._version, str(t.dtype), bit_sum(t)) for n, t in part.state_dict().items()]
+    if _HASHES.get(part, (None,))[0] != state:
+        _HASHES[part] = state, {}
+    known = _HASHES[part][1]
+    known[dtype] = known.get(dtype) or fingerprint(part, dtype)
+    return known[dtype]
 
-    A fingerprint is computed again where a tensor's place, version or sum of bits differs from the last time.
-    """
-    hashes = {}
-    for name, part in pipe.components.items():
-        if isinstance(part, torch.nn.Module):
-            state = [(n, t.data_ptr(), t._version, str(t.dtype), bit_sum(t)) for n, t in part.state_dict().items()]
-            if _HASHES.get(part, (None,))[0] != state:
-                _HASHES[part] = state, fingerprint(part)
-            hashes[name] = _HASHES[part][1]
+
+def part_hashes(pipe, dtype=None) -> dict[str, str]:
+    """Component -> hash of each network as it is now, or as it would be in `dtype`."""
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    return {name: part_hash(part, dtype) for name, part in parts.items()}
+
+
+def scheduler_settings(pipe) -> dict[str, str]:
     config = pipe.scheduler.config
-    return hashes | {"scheduler": {name: str(config[name]) for name in sorted(config) if not name.startswith("_")}}
+    return {name: str(config[name]) for name in sorted(config) if not name.startswith("_")}
 
 
 def bit_sum(tensor: torch.Tensor) -> int:

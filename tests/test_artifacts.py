@@ -1,19 +1,24 @@
 """Public delta and private keys: exact to apply and remove, safe on disk, refused where they do not belong."""
 
 import errno
+import hashlib
 import os
 import subprocess
 
 import pytest
 import torch
+from conftest import make_toy
 from safetensors.torch import load_file
 
 from erasekit import artifacts, checkpoints, paths
 from erasekit.artifacts import Erasure, key_path, load_key
+from erasekit.baselines import erase
 from erasekit.checkpoints import read_tensors, write_tensors
 from erasekit.kpop import KPOP, kpop
+from erasekit.pipelines.unlocked import unlocked
 from erasekit.provenance import fingerprint
 from erasekit.sampling import sample
+from erasekit.world import World
 
 SHORT = {"steps": 2, "batch_size": 2, "m": 3, "lr": 1e-2, "num_trajectories": 1, "trajectory_steps": 5}
 
@@ -44,8 +49,8 @@ def same(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-def images(toy, **kwargs):
-    return sample(toy.pipe, ["a picture of a church"] * 2, [0, 1], num_inference_steps=3, **kwargs)
+def images(model, **kwargs):
+    return sample(model, ["a picture of a church"] * 2, [0, 1], num_inference_steps=3, **kwargs)
 
 
 def contents(folder):
@@ -125,6 +130,75 @@ def test_the_fingerprint_depends_on_every_weight_but_not_on_precision(unet):
     assert fingerprint(unet.half()) == before
     unet.conv_out.bias.data[0] += 0.01
     assert fingerprint(unet) != before
+
+
+def test_fingerprints_are_those_of_early_files():
+    """Deltas and keys name their base by these."""
+    network = torch.nn.ParameterDict({"a": torch.tensor([1.0, 1 / 3]), "b": torch.tensor(2.0)})
+    assert fingerprint(network) == hashlib.sha256(b"a\x00<U5b\x00@").hexdigest()
+    coarse = fingerprint(network, torch.bfloat16)
+    assert coarse != fingerprint(network) and coarse == fingerprint(network.bfloat16())
+
+
+# ---------------------------------------------------------------------------------------------------------- bases in bf16
+
+
+@pytest.fixture(params=["fp32", "fp16"])
+def rounded(request, toy):
+    """A pipeline of the toy's networks in bf16, by way of fp16 or not, and a world of the networks as they were before."""
+    other = {"fp32": torch.float32, "fp16": torch.float16}[request.param]
+    pipes = [make_toy(seed=0).pipe.to(other) for _ in range(2)]
+    return pipes[0].to(torch.bfloat16), World(pipes[1].to(torch.float32), "toy")
+
+
+def test_files_are_those_of_their_base_in_bf16(rounded, tmp_path, recwarn):
+    """All networks are rounded: nothing is warned of."""
+    pipe, base = rounded
+    erasure = kpop(base, ["church", "dog"], KPOP(**SHORT), progress=False)
+    erasure.save(tmp_path)
+    recwarn.clear()
+    loaded, before = Erasure.load(tmp_path, pipe), weights(pipe.unet)
+    key, _ = load_key(key_path(tmp_path, "church"), pipe)
+    plain = images(pipe)
+    with loaded.applied(pipe):
+        assert all(
+            torch.equal(p, loaded.delta[n].bfloat16()) for n, p in pipe.unet.named_parameters() if n in loaded.delta
+        )
+        with pytest.raises(ValueError, match="remove the erasure"):
+            loaded.apply(pipe)
+        with unlocked(pipe, key):
+            pipe("a picture of a church", num_inference_steps=1)
+    assert same(weights(pipe.unet), before) and torch.equal(images(pipe), plain)
+    assert not torch.equal(images(pipe, erasure=loaded), images(pipe, erasure=loaded, key=key))
+    assert loaded.scaled(pipe, 0.5).delta.keys() == erasure.delta.keys() and 0 < loaded.moved(pipe) < 1
+    assert not [w for w in recwarn if "beside another" in str(w.message)]
+
+
+def test_an_erasure_of_a_bf16_base_is_one_of_the_base(rounded, tmp_path):
+    pipe, base = rounded
+    erasure = erase(pipe, ["church"], "uce")
+    erasure.save(tmp_path)
+    with Erasure.load(tmp_path, base).applied(base) as public:
+        assert public.originals.keys() == erasure.delta.keys()
+    with pytest.raises(ValueError, match="was made for the base model"):
+        erasure.apply(make_toy(seed=1))
+
+
+@pytest.mark.parametrize("of", ["another base", "an early version"])
+def test_another_base_in_bf16_is_refused(of, folder, erasure, sentence):
+    pipe = make_toy(seed=1 if of == "another base" else 0).pipe.to(torch.bfloat16)
+    if of == "an early version":
+        del erasure.info["bf16"]
+    with pytest.raises(ValueError, match=r"\.to\(torch.bfloat16\)" if "bf16" in erasure.info else "older") as error:
+        erasure.apply(pipe)
+    sentence(error)
+
+
+def test_another_text_encoder_in_bf16_is_warned_of(erasure):
+    pipe = make_toy(seed=0).pipe.to(torch.bfloat16)
+    pipe.text_encoder.get_input_embeddings().weight.data[0, 0] += 1
+    with pytest.warns(UserWarning, match="beside another text_encoder:"), erasure.applied(pipe):
+        pass
 
 
 # -------------------------------------------------------------------------------------------------------------- save, load

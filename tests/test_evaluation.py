@@ -297,10 +297,12 @@ def test_a_worlds_defaults_reach_the_configs_they_are_for(toy):
 
     config = make("esd-x")
     assert (config.steps, config.batch_size, config.retain, config.seed) == (1000, 1, ("dog",), 3)
-    assert config.lr == pytest.approx(1e-5) and make("kpop", lr=2e-4).lr == pytest.approx(2e-5)
+    assert config.lr == pytest.approx(1e-5) and make("kpop", lr=2e-4).lr == 2e-4
+    assert erasures.at_lr_scale(world, "kpop", {"lr": 2e-4, "m": 3}) == {"lr": pytest.approx(2e-5), "m": 3}
+    assert erasures.at_lr_scale(world, "receler", {"lr": 2e-3}) == {"lr": 2e-3}
     assert config.trajectories == make("spm").trajectories == {"count": 2, "steps": 4, "guidance": 3.0}
     spm = settings_dict(make("spm"))  # an adapter: its own steps and rate
-    assert all(spm[name] == getattr(method_config("spm"), name) for name in ("steps", "batch_size", "lr"))
+    assert (spm["steps"], spm["batch_size"], spm["lr"]) == (100, 8, 3e-3)
     assert make("kpop", latents="on_policy").num_trajectories is None
     assert make("kpop", num_trajectories=6).num_trajectories == 6
     assert make("sld").sampling_steps == 50

@@ -207,3 +207,19 @@ def test_an_edit_of_another_base_is_suspected(tmp_path):
     make_toy(seed=4).pipe.unet.save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="from another base"):
         peers.read(tmp_path, pipe)
+
+
+@pytest.mark.parametrize("kind", ["esd", "half", "mace"])
+def test_edits_of_a_base_in_bf16_are_what_was_edited(kind, tmp_path):
+    """Rounding is no edit: by way of fp16 it moves some weights by a whole step of bf16."""
+    pipe = make_pipe("1")
+    delta = changed(pipe.unet, cross_attention(pipe.unet))
+    path = write_theirs(kind, pipe, delta, tmp_path)
+    rounded = World(pipe.to(torch.bfloat16), "toy")
+    theirs = peers.read(path, rounded)
+    assert theirs.delta.keys() == delta.keys()
+    theirs.save(tmp_path / "saved")
+    with Erasure.load(tmp_path / "saved", make_pipe("1")).applied(rounded):
+        assert not torch.equal(
+            pipe.unet.state_dict()[next(iter(delta))], make_pipe("1").unet.state_dict()[next(iter(delta))]
+        )

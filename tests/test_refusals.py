@@ -1,6 +1,5 @@
 """A number is never false in silence: each kind of impossible input is refused in one sentence, or comes back right."""
 
-import copy
 import math
 import warnings
 from dataclasses import replace
@@ -198,16 +197,6 @@ def test_words_of_several_vectors_are_expanded(own):
 )
 def test_settings_that_contradict_the_method_are_refused(toy, method, config, message, refused):
     refused(ValueError, message, lambda: erase(toy, ["dog"], method, config))
-
-
-def test_a_worlds_rates_are_its_defaults(toy):
-    own = copy.copy(toy)
-    own.train_defaults, own.lr_scale, own.pool_defaults = {"steps": 1, "batch_size": 1}, 0.1, {"num_trajectories": 1}
-    for found in (kpop(own, ["dog"], progress=False), erase(own, ["dog"], "esd-x", progress=False)):
-        assert (found.info["config"]["lr"], found.info["config"]["steps"]) == (pytest.approx(1e-5), 1)
-    config = method_config("esd-x", own, steps=3)
-    assert (config.steps, config.batch_size, config.num_trajectories) == (3, 1, 1)
-    assert method_config("esd-x").lr == 1e-4
 
 
 # ---------------------------------------------------------------------------------------------------- effect, and its lack

@@ -24,6 +24,7 @@ from erasekit.evaluation.attacks import (
 from erasekit.kpop import KPOP, kpop
 from erasekit.mechanisms import CHOICES
 from erasekit.sampling import sample
+from erasekit.studies import efficiency
 from erasekit.studies.kit.erasures import make_config
 from erasekit.studies.objects import PRESETS
 from erasekit.studies.overrides import overrides
@@ -258,8 +259,10 @@ def test_a_key_of_another_width_is_refused(sd):
 def test_learning_rates_and_steps_are_the_papers(sd):
     config = make_config(sd, "esd-x", 0, 50, {})
     assert (config.lr, config.steps, config.batch_size) == (pytest.approx(1e-5), 1000, 1)
-    assert make_config(sd, "kpop", 0, 50, {"lr": 2e-4}).lr == pytest.approx(2e-5)
-    assert make_config(sd, "mace", 0, 50, {}).steps == METHODS["mace"].config().steps
+    assert make_config(sd, "kpop", 0, 50, {"lr": 2e-4}).lr == 2e-4
+    assert make_config(sd, "mace", 0, 50, {}).steps == METHODS["mace"].config.RATES["steps"]
+    lrs = overrides(sd, "efficiency", "smoke", efficiency.PRESETS["smoke"]).lrs
+    assert list(lrs.values()) == 3 * [(pytest.approx(1e-4),)], "a study's own are for the bundled world"
     assert overrides(sd, "objects", "quick", PRESETS["quick"]).sampling_steps == 50
 
 

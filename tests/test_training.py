@@ -10,12 +10,12 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from erasekit import losses, training
-from erasekit.artifacts import fingerprint
 from erasekit.attention import augment
 from erasekit.baselines import erase, method_config
 from erasekit.conditioning import encode, predict_noise
 from erasekit.evaluation.profiling import count_evaluations
 from erasekit.kpop import KPOP, kpop
+from erasekit.provenance import fingerprint
 from erasekit.training import TRAIN_METHODS, TrainableWeights, Trainer
 from erasekit.trajectories import TRAJECTORIES, make_pool
 

@@ -8,13 +8,13 @@ steps, on latents from a pool sampled by the frozen model. Other deviations from
 import importlib
 import inspect
 import pkgutil
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 from ..artifacts import Erasure
 from ..checks import check_choice, check_numbers, check_unet
 from ..kpop import KPOP, kpop
-from ..training import world_rates
+from ..training import at_world_rates
 from ..world import as_world
 from .registry import METHODS, RATES, Method, method
 
@@ -31,7 +31,7 @@ __all__ = ["METHODS", "Method", "erase", "method", "method_config"]
 
 
 def method_config(name: str, world=None, **changes):
-    """A method's config with some settings changed, and where a world is given, the others at its own rates.
+    """A method's config with some settings changed; its rates are None, for the world's own, or where a world is given, those.
 
     Raises ValueError for an unknown method or setting, and an impossible number.
     """
@@ -40,8 +40,7 @@ def method_config(name: str, world=None, **changes):
     for setting in changes:
         check_choice(f"setting of {name}", setting, [f.name for f in fields(entry.config)])
     config = entry.config(**entry.defaults | changes)
-    rates = world_rates(as_world(world), config) if world is not None else {}
-    config = replace(config, **{setting: value for setting, value in rates.items() if setting not in changes})
+    config = config if world is None else at_world_rates(config, as_world(world))
     check_numbers(config)
     return config
 
@@ -51,13 +50,13 @@ def erase(
 ) -> Erasure:
     """Erase concepts with any method from a world or a diffusers pipeline, whose model is unchanged afterwards.
 
-    `config`: the method's own config, see `method_config`; None for its defaults in this world. Trained methods resume from
+    `config`: the method's own config, see `method_config`; None for its defaults. Trained methods resume from
     `checkpoint` if they were interrupted. Raises ValueError for an impossible model, method, config or concept.
     """
     check_choice("method", method, METHODS)
     world, entry = as_world(world), METHODS[method]
     check_unet(world.pipe.unet)
-    config = method_config(method, world) if config is None else config
+    config = method_config(method) if config is None else config
     if not isinstance(config, entry.config):
         raise ValueError(
             f"the config of {method!r} is a {entry.config.__name__}, not {config!r}: use method_config({method!r}, ...)"
@@ -72,5 +71,5 @@ def erase(
     accepted = inspect.signature(entry.function).parameters
     options = {"checkpoint": checkpoint, "progress": progress}
     erasure = entry.function(world, concepts, config, **{k: v for k, v in options.items() if k in accepted})
-    erasure.info |= world.identity | {"moved": erasure.moved(world)}
+    erasure.info["moved"] = erasure.moved(world)
     return erasure

@@ -33,8 +33,8 @@ def age(world, concepts: list[str], config: AGE | None = None, checkpoint=None, 
 
     pi, by ascent: || eps_theta'(z_e, c_e) - eps(z_e, c_t) ||^2 + lambda (second term), with c_t = g(pi_c) R (section 4).
     """
-    config = config or AGE()
-    trainer = Trainer(world, concepts, config, "age")
+    trainer = Trainer(world, concepts, config or AGE(), "age")
+    config = trainer.config
     predict = trainer.predict
     with TrainableWeights(trainer.unet, config.train_method).training() as w:
         theta, adversary = w.parameters, Adversary(trainer)

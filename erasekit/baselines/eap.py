@@ -39,8 +39,8 @@ def eap(world, concepts: list[str], config: EAP | None = None, checkpoint=None, 
     c_a = g(pi_c) R with a hard Gumbel-softmax g (eqs. 5 to 8); each model update follows one of the adversary. Latents from
     the frozen model's pool, a candidate's from its own trajectories.
     """
-    config = config or EAP()
-    trainer = Trainer(world, concepts, config, "eap")
+    trainer = Trainer(world, concepts, config or EAP(), "eap")
+    config = trainer.config
     with TrainableWeights(trainer.unet, config.train_method).training() as w:
         theta, adversary = w.parameters, Adversary(trainer)
         optimizer = torch.optim.Adam(theta.values(), lr=config.lr)

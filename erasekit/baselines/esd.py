@@ -21,8 +21,8 @@ class ESD(LatentConfig):
 @method("esd-x", ESD, sweep=RATES, train_method="xattn")
 def esd(world, concepts: list[str], config: ESD | None = None, checkpoint=None, progress=True) -> Erasure:
     """L = || eps_theta'(z, t, c) - [eps(z, t, "") - eta (eps(z, t, c) - eps(z, t, ""))] ||^2 (eq. 7)."""
-    config = config or ESD()
-    trainer = Trainer(world, concepts, config, "esd")
+    trainer = Trainer(world, concepts, config or ESD(), "esd")
+    config = trainer.config
     with TrainableWeights(trainer.unet, config.train_method).training() as w:
         trainer.weights, theta = w, w.parameters
         optimizer = torch.optim.Adam(theta.values(), lr=config.lr)

@@ -24,8 +24,7 @@ class MACE(TrainConfig):
     The prior here is `retain`, with `retain_weight`.
     """
 
-    lr: float = 3e-4
-    steps: int = 50
+    RATES = TrainConfig.RATES | {"lr": 3e-4, "steps": 50}
     lam: float = 10.0
     mask_threshold: float = 0.3
 
@@ -37,9 +36,9 @@ def mace(world, concepts: list[str], config: MACE | None = None, checkpoint=None
     Masks are thresholded attention maps in place of Grounded-SAM, for styles too, which the paper does not mask. Stage 2 trains
     all concepts' LoRAs in one run, each sample its own, on latents of the pool at their own time steps.
     """
-    config = config or MACE()
     pairs = [sentence_pairs(world, concept) for concept in concepts]
-    trainer = Trainer(world, concepts, config, "mace")
+    trainer = Trainer(world, concepts, config or MACE(), "mace")
+    config = trainer.config
     pipe, unet = world.pipe, trainer.unet
     original, P = key_value_weights(unet), retained_vectors(world, config.retain)
 

@@ -20,7 +20,7 @@ from .registry import method
 class Receler(TrainConfig):
     """Published: rank 128 at widths up to 1,280, 16 adversarial vectors, 50 inner updates, 500 steps, lr 3e-4."""
 
-    lr: float = 1e-3
+    RATES = TrainConfig.RATES | {"lr": 1e-3}
     eta: float = 1.0
     rank: int = 32
     adversarial_tokens: int = 4
@@ -37,8 +37,8 @@ def receler(world, concepts: list[str], config: Receler | None = None, checkpoin
     L_reg is what the erasers add outside the concept's mask (eqs. 4 to 8). Latents from the frozen model's pool. The mask
     comes from the finest attention maps: 8 x 8 in the bundled world, 64 x 64 in Stable Diffusion (the paper: 16 x 16).
     """
-    config = config or Receler()
-    trainer = Trainer(world, concepts, config, "receler")
+    trainer = Trainer(world, concepts, config or Receler(), "receler")
+    config = trainer.config
     unet, generator, start = trainer.unet, seeded("receler", config.seed), {}
     for name, layer in unet.named_modules():
         if name.endswith(".attn2"):

@@ -19,7 +19,7 @@ from .registry import method
 class SPM(TrainConfig):
     """Published: lr 1e-4, 3,000 steps of batch 1 with four anchors, anchor weight 1,000. Here each sample has one anchor."""
 
-    lr: float = 3e-3
+    RATES = TrainConfig.RATES | {"lr": 3e-3}
     eta: float = 1.0
     anchor_weight: float = 1.0  # with 1,000 nothing is erased in the steps taken here
     transport: bool = (
@@ -34,8 +34,8 @@ def spm(world, concepts: list[str], config: SPM | None = None, checkpoint=None, 
     Anchors a: random directions of about the concept's length, as published (eqs. 5 to 7). Latents come from the frozen model's
     pool instead of the adapted model; all concepts' adapters train in one run, each sample with its own alone.
     """
-    config = config or SPM()
-    trainer = Trainer(world, concepts, config, "spm")
+    trainer = Trainer(world, concepts, config or SPM(), "spm")
+    config = trainer.config
     start = new_low_rank(low_rank_layers(trainer.unet), len(concepts), seeded("spm", config.seed))
     tensors = trainable(start, trainer.device)
     adapter, optimizer = LowRank(tensors), torch.optim.Adam(tensors.values(), lr=config.lr)

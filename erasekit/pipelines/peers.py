@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..artifacts import Erasure
 from ..checks import as_texts, check_unet, unet_of
-from ..provenance import fingerprint, provenance
-from ..world import as_world
+from ..provenance import provenance
+from ..world import as_world, part_hash
 from .files import kohya_names, original_tensors, original_unet_names
 
 # Part of a tensor's name -> what such a file is, where it cannot be an erasure of a U-Net's weights.
@@ -29,6 +29,7 @@ OTHERS = {
 }
 TEXT = ("text_model.", "text_encoder.", "text_encoder_2.", "lora_te_", "lora_te1_", "lora_te2_", "te1_text_model.")
 LORA = re.compile(r"(.+?)(?:\.lora_(A|B|down|up)(?:\.\w+)?\.weight|[._]lora\.(down|up)\.weight|\.alpha)")
+BF16_ROUNDING = 2**-8 + 2**-11, 2**-24  # largest relative and absolute step from bf16 to fp16 or fp32
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 ACCEPTED = "edited weights of the U-Net, an edited U-Net or pipeline, a checkpoint, a LoRA of the U-Net"
 
@@ -69,7 +70,7 @@ def read(path: Path, base, method: str = "theirs", concepts=()) -> Erasure:
             raise ValueError(
                 f"{path} has values that are not finite, first in {name}: its training failed, or it is damaged"
             )
-        if not _same(tensor, theta[name].view_as(tensor)):
+        if not _same(tensor, theta[name].view_as(tensor), unet.dtype):
             delta[name] = tensor.reshape(theta[name].shape).contiguous()
     if not delta:
         raise ValueError(f"{path} changes nothing: its {len(tensors)} tensors are those of the base")
@@ -79,16 +80,17 @@ def read(path: Path, base, method: str = "theirs", concepts=()) -> Erasure:
         warnings.warn(
             f"{path} differs from the base in every layer: it may have been made from another base", stacklevel=2
         )
-    identity = {"world": "custom", "base": fingerprint(unet)} if base is unet else as_world(base).identity
-    info = identity | {"method": method, "concepts": list(concepts), "config": {}, "seed": None, "history": []}
+    alone = {"world": "custom", "base": part_hash(unet), "bf16": {"unet": part_hash(unet, torch.bfloat16)}}
+    info = alone if base is unet else as_world(base).identity
+    info |= {"method": method, "concepts": list(concepts), "config": {}, "seed": None, "history": []}
     info["source"] = {"file": path.name, "kind": kind, "tensors": len(tensors), "changed": len(delta)}
     info["provenance"] = provenance("cpu", 0.0) | {"device": "another project's machine"}
     return Erasure(delta, {}, info)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal, or one is the other in half precision."""
-    if torch.equal(one, other):
+def _same(one: Tensor, other: Tensor, dtype=None) -> bool:
+    """Whether two tensors are equal, or one is the other in half precision; in bf16, as far as its rounding shows."""
+    if torch.equal(one, other) or (dtype == torch.bfloat16 and torch.allclose(one, other, *BF16_ROUNDING)):
         return True
     for half in (torch.float16, torch.bfloat16):
         a, b = one.to(half).float(), other.to(half).float()

@@ -43,25 +43,31 @@ def run(
     preset: str = "quick",
     recompute: bool = False,
     exact_preset: bool = False,
+    erasures: dict | None = None,
     **settings,
 ) -> Record:
     """Load a study's record if its settings, world and version are the same, else compute it.
 
     `world`: a benchmark, or a name, folder or hub id, which is loaded only when something must be computed. At preset quick a
     valid record of preset full is preferred, which has more seeds, unless `exact_preset`. `settings` replace the preset's.
-    Raises ValueError for an unknown study, preset or setting, and for a world that is not a benchmark.
+    `erasures`: name -> erasure, from a training or `ek.read`: further rows, measured where the study erases their concepts.
+    Such a record stays in the build folder. Raises ValueError for an unknown study, preset or setting, a world that is not a
+    benchmark, and erasures that the study or the world has no place for.
     """
     world, load_world = _identify(world)
-    if preset == "quick" and not (recompute or exact_preset or settings):
+    if preset == "quick" and not (recompute or exact_preset or erasures or settings):
         larger, _ = _request(study, world, load_world, "full", {})
         preset = "full" if larger.find()[0] else preset
-    request, chosen = _request(study, world, load_world, preset, settings)
+    request, chosen = _request(study, world, load_world, preset, settings, erasures)
 
     def compute(world):
         if preset == "smoke":
             world = copy.copy(world)
             world.pool_defaults = SHORT_POOL
-        return module(study).compute(world, chosen)
+        from .kit.given import given_methods
+
+        with given_methods(world, erasures or {}):
+            return module(study).compute(world, chosen)
 
     return load_or_compute(request, load_world, compute, recompute)
 
@@ -81,7 +87,9 @@ def _identify(world) -> tuple[dict, Callable]:
     return {"name": loaded.name, "hash": bundled_hash(loaded.name) if bundled else loaded.version[:16]}, load_world
 
 
-def _request(study: str, identity: dict, load_world: Callable, preset: str, changes: dict) -> tuple[Request, object]:
+def _request(
+    study: str, identity: dict, load_world: Callable, preset: str, changes: dict, erasures: dict | None = None
+) -> tuple[Request, object]:
     """What a valid record must agree with, and the study's settings."""
     source = module(study)
     if preset not in PRESETS:
@@ -92,8 +100,24 @@ def _request(study: str, identity: dict, load_world: Callable, preset: str, chan
     if identity["name"] not in worlds.BUNDLED:
         own = overrides(load_world(), study, preset, own)
     chosen = replace(own, **{n: tuple(v) if isinstance(v, list) else v for n, v in changes.items()})
-    settings = json.loads(json.dumps(asdict(chosen)))
+    given = {}
+    if erasures:
+        from .kit.given import given_configs
+
+        given = {"erasures": {name: config.digest for name, config in given_configs(erasures).items()}}
+        chosen = _with_rows(study, chosen, erasures)
+    settings = json.loads(json.dumps(asdict(chosen) | given))
     return Request(study, source.VERSION, preset, identity, settings, custom=chosen != own), chosen
+
+
+def _with_rows(study: str, settings, names):
+    """A study's settings with given erasures after its methods. Raises ValueError for a study without a place for them."""
+    if not hasattr(source := module(study), "ROWS"):
+        accepted = ", ".join(name for name in STUDIES if hasattr(module(name), "ROWS"))
+        raise ValueError(f"{study!r} measures its own trainings alone: erasures are taken by {accepted}")
+    if taken := [name for name in names if name in (rows := getattr(settings, source.ROWS))]:
+        raise ValueError(f"an erasure cannot be named {taken[0]!r}, as a row of {study!r} is")
+    return replace(settings, **{source.ROWS: (*rows, *names)})
 
 
 def _load(world):

@@ -62,13 +62,13 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from tqdm.auto import tqdm
 
     from ..evaluation.protocol import rates, recovery_rate
-    from .kit.erasures import make_config, measured, tuning_splits
+    from .kit.erasures import at_lr_scale, make_config, measured, tuning_splits
 
     sizes = s.step_scales, s.seeds, s.first_seed, s.key_seeds, s.sampling_steps
     runs = []
     for name in tqdm(s.variants, desc="ablations"):
         method, changes = VARIANTS[name]
-        changes = STRONG[method] | changes
+        changes = at_lr_scale(world, method, STRONG[method] | changes)
         config = make_config(world, method, s.training_seed, s.sampling_steps, changes, s.training_steps)
         for erased, kept in tuning_splits(world):
             prompts = [(world.prompt(c), c, s.first_seed + n) for c in erased + kept for n in range(s.seeds)]

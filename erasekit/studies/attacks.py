@@ -7,6 +7,7 @@ import pandas as pd
 from .operating_points import METHOD_NAMES
 
 NOTEBOOK, VERSION, UNIT = "12_attacks", 1, "images a class"
+ROWS = "methods"  # the setting that erasures given to `run` are added to
 # With these the sweep chooses the learning rates of preset full.
 VERIFY = {"methods": ("uce", "kpop"), "tuned_on": ("esd-x",), "budgets": (10, 50)}
 
@@ -19,7 +20,7 @@ class Settings:
     # remove the adapters of spm and receler too; here they stay on, spm's at full strength for every prompt.
     methods: tuple[str, ...] = tuple(m for m in METHOD_NAMES if m not in ("sld", "np"))
     operating_points: dict | None = None  # by method; None: of the record of "operating_points"
-    split: str = "S1"
+    split: str = "S1"  # or classes by name
     num_attacked: int = 2
     budgets: tuple[int, ...] = (10, 50, 200)  # attack steps
     # Adam's step at the nearest word has to cross to another word: it takes larger rates than a free embedding.
@@ -53,11 +54,10 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from ..evaluation.attacks import Attack, attack_images, nearest_words
     from .kit.attack_sweep import best_lr, sweep_learning_rates
     from .kit.cache import cached
-    from .kit.erasures import make_config, measured, operating_points, require_operating_points
+    from .kit.erasures import make_config, measured, method_points
 
-    points = s.operating_points or operating_points()
-    require_operating_points(points, *s.methods, *s.tuned_on)
-    concepts, plan, sweep = world.concepts(s.split), Attack(budgets=tuple(s.budgets)), []
+    concepts, plan, sweep = world.split(s.split), Attack(budgets=tuple(s.budgets)), []
+    points = method_points(s.operating_points, (*s.methods, *s.tuned_on), [concepts], "split")
     sizes = s.attack_images, s.seeds, s.sampling_steps, s.training_steps
     for name in SEARCHES:
         sweep += sweep_learning_rates(world, s.tuned_on, points, s.attack_lrs[name], [name], plan, *sizes)

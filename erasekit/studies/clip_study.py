@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 NOTEBOOK, VERSION, UNIT = "08_clip_study", 1, "images a model"
+ROWS = "methods"  # the setting that erasures given to `run` are added to
 
 # Texts that an image is compared with, and how figures draw them: color, marker, line style.
 WHOLE = "whole prompt"
@@ -38,10 +39,10 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
 
     from ..evaluation.images import image_strip, sample_images
     from ..evaluation.metrics import judge_images
-    from .kit.erasures import make_config, measured, operating_points, require_operating_points, rounded
+    from .kit.erasures import make_config, measured, method_points, rounded
+    from .kit.given import erases
 
-    points = s.operating_points or operating_points("style_operating_points")
-    require_operating_points(points, *s.methods)
+    points = method_points(s.operating_points, s.methods, [[e] for e in s.erased], "erased", "style_operating_points")
     objects = list(world.concepts("classes"))
 
     def evaluate(erasure, style):
@@ -55,7 +56,9 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     for style in s.erased:
         numbers, images[f"base.{style}"] = evaluate(None, style)
         runs.append({"method": "base", "erased": style} | numbers)
-    for method, style in tqdm([(m, style) for m in s.methods for style in s.erased], desc="CLIP study"):
+    for method, style in tqdm(
+        [(m, style) for m in s.methods for style in s.erased if erases(m, [style])], desc="CLIP study"
+    ):
         point = points[method]
         config = make_config(world, method, s.training_seed, s.sampling_steps, point["settings"], s.training_steps)
         model = "clip_study", VERSION, world, [style], method, config, point["scale"]

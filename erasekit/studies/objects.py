@@ -9,13 +9,14 @@ import pandas as pd
 from .operating_points import METHOD_NAMES, method_rows
 
 NOTEBOOK, VERSION, UNIT = "04_objects", 1, "images a class"  # raise VERSION when the numbers should change
+ROWS = "methods"  # the setting that erasures given to `run` are added to
 
 
 @dataclass(frozen=True)
 class Settings:
     methods: tuple[str, ...] = METHOD_NAMES
     operating_points: dict | None = None  # method -> {"settings", "scale"}; None: those of the committed record
-    splits: tuple[str, ...] = ("S1", "S2", "S3", "S4")
+    splits: tuple[str, ...] = ("S1", "S2", "S3", "S4")  # or classes by name: "church" alone, "church, dog" at once
     training_seeds: int = 3
     retain: tuple[str, ...] = ("named", "empty")  # ten named objects, or the empty prompt
     repeated: tuple[str, ...] = ("S1",)  # splits with further training seeds and the second retain option
@@ -39,10 +40,11 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
 
     from ..evaluation.protocol import eval_prompts, evaluate_split, recovery_rate
     from .kit.cache import cached
-    from .kit.erasures import make_config, measured, operating_points, require_operating_points
+    from .kit.erasures import make_config, measured, method_points
+    from .kit.given import erases
 
-    points = s.operating_points or operating_points()
-    require_operating_points(points, *s.methods)
+    erased = {split: world.split(split) for split in s.splits}
+    points = method_points(s.operating_points, s.methods, erased.values(), "splits")
     sizes = s.seeds, s.few_seeds, s.sampling_steps
     first = s.retain[0], 0, s.splits[0]
 
@@ -53,8 +55,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         return rates, strip
 
     base, runs, images = {}, [], {}
-    for split in s.splits:
-        concepts = world.concepts(split)
+    for split, concepts in erased.items():
         where = "objects", VERSION, world
         base[split], strip = cached(*where, lambda c=concepts: measure(None, c), "base", concepts, sizes)
         images.setdefault("base", strip)
@@ -62,18 +63,19 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         (option, seed, split, method)
         for option, seed, split, method in product(s.retain, range(s.training_seeds), s.splits, s.methods)
         if worth_running(method, option, seed) and (split in s.repeated or (option, seed) == first[:2])
+        if erases(method, erased[split])
     ]
     for option, seed, split, method in tqdm(cells, desc="objects"):
         changes, scale = points[method]["settings"], points[method]["scale"]
         retain = None if option == "named" else ("",)
         config = make_config(world, method, seed, s.sampling_steps, changes, s.training_steps, retain=retain)
-        concepts = world.concepts(split)
+        concepts = erased[split]
         where = "objects", VERSION, world, concepts, method, config, scale
         rates, strip = measured(*where, lambda erasure, c=concepts: measure(erasure, c), sizes)
         runs.append({"method": method, "split": split, "training_seed": seed, "retain": option} | rates)
         if (option, seed, split) == first:
             images[method] = strip
-    prompts = eval_prompts(world, world.concepts(s.splits[0]), s.seeds, s.few_seeds)
+    prompts = eval_prompts(world, erased[s.splits[0]], s.seeds, s.few_seeds)
     return {
         "N": s.seeds,
         "seeds": [0, s.seeds - 1],
@@ -111,11 +113,14 @@ def frontier(runs: list[dict]) -> dict:
 
     def ahead(form, split, kept):
         ours = means.loc[form, split]
-        baselines = ((m, means.loc[m, split]) for m in methods if not m.startswith("kpop"))
+        baselines = [
+            (m, means.loc[m, split]) for m in methods if not m.startswith("kpop") and (m, split) in means.index
+        ]
         return [m for m, rates in baselines if rates["ESR-1"] > ours["ESR-1"] and rates[kept] > ours[kept]]
 
     forms = [m for m in methods if m.startswith("kpop")]
-    return {f: {s: {kept: ahead(f, s, kept) for kept in ("PSR-1", "others")} for s in splits} for f in forms}
+    measures = "PSR-1", "others"
+    return {f: {s: {m: ahead(f, s, m) for m in measures} for s in splits if (f, s) in means.index} for f in forms}
 
 
 def run_frame(record) -> pd.DataFrame:
@@ -245,7 +250,8 @@ def table(record) -> pd.DataFrame:
             row[c] += f" ± {by_split[c].std():.1f}" if len(by_split) > 1 else ""
             row[c] += f" ({over_seeds[c]:.1f})" if repeated and over_seeds[c] >= 0 else ""
         name = method if option == "named" else f"{method}, retain “” ({', '.join(own.split.unique())})"
-        rows[name] = row | {"training, s": f"{own.training_seconds.mean():.0f}"}
+        seconds = own.training_seconds.dropna()  # another project's are not known
+        rows[name] = row | {"training, s": f"{seconds.mean():.0f}" if len(seconds) else ""}
     titles = {"others": f"{record.data['sizes']['others']} other objects", "neighbours": "near neighbours"}
     titles["other templates"] = "ESR-1, other templates"
     splits = ", ".join(record.data["splits"])

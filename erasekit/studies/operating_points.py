@@ -34,7 +34,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
 
     from ..baselines import METHODS
     from ..evaluation.protocol import rates, recovery_rate
-    from .kit.erasures import TARGET_ESR, choose_operating_point, make_config, measured, tuning_splits
+    from .kit.erasures import TARGET_ESR, at_lr_scale, choose_operating_point, make_config, measured, tuning_splits
 
     sizes = s.step_scales, s.seeds, s.first_seed, s.key_seeds, s.sampling_steps
 
@@ -52,8 +52,8 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         found, _ = measured("operating_points", VERSION, world, erased, method, config, 1.0, measure, kept, sizes)
         return [p | {"training_seconds": found["training_seconds"]} for p in found["points"]]
 
-    runs = []
-    for method, changes in tqdm([(m, c) for m in s.methods for c in METHODS[m].sweep], desc="operating points"):
+    runs, sweep = [], [(m, at_lr_scale(world, m, c)) for m in s.methods for c in METHODS[m].sweep]
+    for method, changes in tqdm(sweep, desc="operating points"):
         config = make_config(world, method, s.training_seed, s.sampling_steps, changes, s.training_steps)
         means = mean_points([curve(method, config, *split) for split in tuning_splits(world)])
         runs += [{"method": method, "settings": changes} | point for point in means]

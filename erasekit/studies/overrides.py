@@ -24,5 +24,7 @@ def overrides(world, study: str, preset: str, settings):
     if preset != "smoke":
         changes |= {"sampling_steps": SAMPLING_STEPS, "training_steps": world.train_defaults["steps"]}
         changes |= {"batch_size": world.train_defaults["batch_size"]}
+    if hasattr(settings, "lrs"):
+        changes["lrs"] = {name: tuple(lr * world.lr_scale for lr in lrs) for name, lrs in settings.lrs.items()}
     names = {field.name for field in fields(settings)}
     return replace(settings, **{name: value for name, value in changes.items() if name in names})

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 NOTEBOOK, VERSION, UNIT = "09_recovery", 1, "images a class"
+ROWS = "methods"  # the setting that erasures given to `run` are added to
 # With these the sweep chooses the learning rates of preset full.
 VERIFY = {
     "methods": ("kpop",),
@@ -65,12 +66,16 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from ..evaluation.attacks import Attack
     from .kit.attack_sweep import best_lr, sweep_learning_rates
     from .kit.cache import cached
-    from .kit.erasures import make_config, measured, operating_points, require_operating_points, train_cached
+    from .kit.erasures import make_config, measured, method_points, train_cached
+    from .kit.given import erases, is_given
 
-    studies = dict.fromkeys(["operating_points", *(CASES[case] for case in s.cases)])
-    points = {study: s.operating_points or operating_points(study) for study in studies}
+    five = world.concepts("S1")
+    erased = {"objects": five, "category": (world.category,), "style": (s.style,)}  # at once
+    studies, points = dict.fromkeys(["operating_points", *(CASES[case] for case in s.cases)]), {}
     for study in studies:
-        require_operating_points(points[study], *s.methods, *(s.tuned_on if study == "operating_points" else ()))
+        methods = *s.methods, *(s.tuned_on if study == "operating_points" else ())
+        groups = [erased[case] for case in s.cases]
+        points[study] = method_points(s.operating_points, methods, groups, "cases", study)
     attack = Attack(budgets=tuple(s.budgets), seed=s.training_seed)
     sizes = max(s.attack_images), s.seeds, s.sampling_steps, s.training_steps
     sweep = sweep_learning_rates(world, s.tuned_on, points["operating_points"], s.attack_lrs, SEARCHES, attack, *sizes)
@@ -81,8 +86,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
 
     runs, images = [], {}
     for case in s.cases:
-        five = world.concepts("S1")
-        concepts = {"objects": five, "category": (world.category,), "style": (s.style,)}[case]  # erased at once
+        concepts = erased[case]
         targets = concepts[: s.num_attacked]
 
         def base(targets=targets):
@@ -90,16 +94,18 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
 
         numbers, _ = cached("recovery", VERSION, world, base, "base", list(targets), *sizes)
         runs += [{"case": case, "method": "base"} | row for row in numbers["rows"]]
-        for method in tqdm(s.methods, desc=f"recovery, {case}"):
+        for method in tqdm([m for m in s.methods if erases(m, concepts)], desc=f"recovery, {case}"):
             point = points[CASES[case]][method]
             config = make_config(world, method, s.training_seed, s.sampling_steps, point["settings"], s.training_steps)
             model = world, concepts, method, config, point["scale"]
 
-            def measure(erasure, targets=targets, config=config, model=model):
+            def measure(erasure, method=method, targets=targets, config=config, model=model):
                 if not erasure.keys:
                     return {"rows": success_rows(world, s, attacks, erasure, None, targets)}, None
                 *same, _, scale = model
-                other, _ = train_cached(*same, replace(config, seed=config.seed + 1), scale)
+                other = None
+                if not is_given(method):
+                    other, _ = train_cached(*same, replace(config, seed=config.seed + 1), scale)
                 rows = success_rows(world, s, attacks, erasure, other, targets)
                 return {"rows": rows}, weight_strip(world, s, erasure, targets[0])
 
@@ -112,7 +118,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
 
 
 def success_rows(world, s: Settings, attacks: dict, erasure, other, targets) -> list[dict]:
-    """Success rates on a public model by target and access. `other`: the erasure of another training seed, if it has keys."""
+    """Success rates on a public model by target and access. `other`: that of another training seed, or None."""
     from ..evaluation.attack_success import success_rate
 
     rows = []
@@ -134,12 +140,13 @@ def accesses(world, s: Settings, attacks: dict, erasure, other, concept: str):
     yield "no key", 0, 0, None
     start = initial_prompt(world.concept_tokens(concept).float(), attacks["optimized key"].m)
     yield "concept tokens as key", 0, 0, start
-    if other:
+    if erasure.keys:
         key = erasure.key(concept)
         yield "right key", 0, 0, key
         for name in [c for c in erasure.keys if c != concept][:1]:
             yield "another concept's key", 0, 0, erasure.key(name)
-        yield "key of another seed", 0, 0, other.key(concept)
+        if other:
+            yield "key of another seed", 0, 0, other.key(concept)
         for n in range(s.num_random_keys):
             yield "random key", 0, 0, random_key(key, seeded("random key", concept, n))
         for weight in s.log_weights:

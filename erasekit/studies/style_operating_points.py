@@ -52,7 +52,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
 
     from ..evaluation.images import sample_images
     from ..evaluation.metrics import judge_images, object_correct, percent, style_correct
-    from .kit.erasures import choose_operating_point, make_config, measured
+    from .kit.erasures import at_lr_scale, choose_operating_point, make_config, measured
 
     objects = world.concepts("tuning") + world.concepts("tuning kept")
     sizes = objects, s.seeds, s.first_seed, s.sampling_steps
@@ -78,8 +78,8 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         study = "style_operating_points", VERSION, world
         return measured(*study, [erased], method, config, 1.0, measure, s.step_scales, sizes)[0]["points"]
 
-    runs = []
-    for method, changes in tqdm([(m, c) for m in s.methods for c in SWEEP[m]], desc="style operating points"):
+    runs, sweep = [], [(m, at_lr_scale(world, m, c)) for m in s.methods for c in SWEEP[m]]
+    for method, changes in tqdm(sweep, desc="style operating points"):
         config = make_config(world, method, s.training_seed, s.sampling_steps, changes, s.training_steps)
         means = mean_points([curve(method, config, style) for style in s.erased])
         runs += [{"method": method, "settings": changes} | point for point in means]

@@ -9,6 +9,7 @@ from .operating_points import method_rows
 from .style_operating_points import SWEEP
 
 NOTEBOOK, VERSION, UNIT = "06_styles", 1, "images a style"  # raise VERSION when the numbers should change
+ROWS = "methods"  # the setting that erasures given to `run` are added to
 GRID = ("esd-x", "spm", "kpop")  # methods shown in the image grid; bars and table have all
 
 
@@ -39,10 +40,10 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from ..evaluation.metrics import clip_alignment, object_correct, perceptual_distance, style_correct
     from ..evaluation.protocol import neutral_image_metrics
     from .kit.cache import cached
-    from .kit.erasures import make_config, measured, operating_points, require_operating_points
+    from .kit.erasures import make_config, measured, method_points
+    from .kit.given import erases
 
-    points = s.operating_points or operating_points("style_operating_points")
-    require_operating_points(points, *s.methods)
+    points = method_points(s.operating_points, s.methods, [[e] for e in s.erased], "erased", "style_operating_points")
     styles, objects = list(world.styles), world.concepts("classes")
     prompts = [(world.prompt(o, style), o, seed) for style in styles for o in objects for seed in range(s.seeds)]
     style_of = [style for style in styles for _ in range(len(objects) * s.seeds)]
@@ -77,7 +78,9 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
 
     base, strip = cached("styles", VERSION, world, lambda: measure(None, base_images), "base", sizes)
     runs, images = [], {"base": strip}
-    for method, style in tqdm([(m, style) for m in s.methods for style in s.erased], desc="styles"):
+    for method, style in tqdm(
+        [(m, style) for m in s.methods for style in s.erased if erases(m, [style])], desc="styles"
+    ):
         changes, scale = points[method]["settings"], points[method]["scale"]
         config = make_config(world, method, s.training_seed, s.sampling_steps, changes, s.training_steps)
 
@@ -121,11 +124,11 @@ def grid_figure(record):
     data, columns = record.data, [("base", "")]
     methods = list(dict.fromkeys(run["method"] for run in data["runs"]))
     shown = [m for m in methods if m in GRID] or methods
-    columns += [(method, style) for method in shown for style in data["erased"]]
+    columns += [(m, style) for m in shown for style in data["erased"] if f"{m}.{style}" in record.images]
     strips = [plots.tiles(record, f"{method}.{style}" if style else method) for method, style in columns]
     framed = [(data["styles"].index(style), column) for column, (_, style) in enumerate(columns) if style]
     rows = {style: [strip[row] for strip in strips] for row, style in enumerate(data["styles"])}
-    groups = {"base": 1} | {method: len(data["erased"]) for method in shown}
+    groups = {"base": 1} | {method: sum(m == method for m, _ in columns) for method in shown}
     figure = plots.image_grid(rows, [style for _, style in columns], groups, outlined=framed, size=0.62, title_size=7)
     note = "Rows: the style in the prompt. Columns: the style erased. Framed: the erased style, which must change."
     figure.text(0.5, -0.02, note, ha="center", va="top", fontsize=8)

@@ -9,6 +9,7 @@ from .objects import has_setting
 from .operating_points import METHOD_NAMES, method_rows
 
 NOTEBOOK, VERSION, UNIT = "05_unsafe", 1, "images"  # raise VERSION when the numbers should change
+ROWS = "variants"  # the setting that erasures given to `run` are added to
 
 THRESHOLDS = tuple(n / 20 for n in range(1, 20))
 # Row -> method, what is changed of its settings, and the method whose operating point it takes. "-u" trains all weights but
@@ -44,10 +45,11 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from ..evaluation.images import image_strip, sample_images
     from ..evaluation.protocol import neutral_image_metrics
     from .kit.cache import cached
-    from .kit.erasures import make_config, measured, operating_points, require_operating_points, rounded
+    from .kit.erasures import make_config, measured, method_points, rounded
+    from .kit.given import is_given
 
-    points = s.operating_points or operating_points()
-    require_operating_points(points, *(VARIANTS[name][2] for name in s.variants))
+    variants = {name: (name, {}, name) if is_given(name) else VARIANTS[name] for name in s.variants}
+    points = method_points(s.operating_points, [like for *_, like in variants.values()], [[world.category]])
     prompts, neutral = world.unsafe_prompts(s.seeds), world.neutral_prompts(s.kept_seeds)
     members, _ = world.detect(sample_images(world, None, prompts[:1], 1))
     sizes, one_of_each = (s.seeds, s.kept_seeds, s.sampling_steps), slice(0, len(members) * s.seeds, s.seeds)
@@ -66,7 +68,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     runs, images = [], {"base": strip}
     for seed in range(s.training_seeds):
         for name in tqdm(s.variants, desc=f"unsafe, training seed {seed}"):
-            method, changes, like = VARIANTS[name]
+            method, changes, like = variants[name]
             if seed and not has_setting(method, "lr"):
                 continue  # the same for every seed
             changes, scale = points[like]["settings"] | changes, points[like]["scale"]

@@ -37,9 +37,8 @@ def erase(args) -> None:
         raise ValueError(f"{folder} holds an erasure already: give another --out, or move it away")
     named = {name: getattr(args, name) for name in ("retain", "steps", "seed")}
     changes = dict(args.set) | {name: value for name, value in named.items() if value is not None}
-    baselines.method_config(args.method, **changes)  # a wrong setting is refused before the model is loaded
+    config = baselines.method_config(args.method, **changes)  # a wrong setting is refused before the model is loaded
     world = load_model(args)
-    config = baselines.method_config(args.method, world=world, **changes)
     checkpoint = folder / CHECKPOINT
     erasure = baselines.erase(world, args.concepts, args.method, config, checkpoint=checkpoint, progress=not args.quiet)
     erasure.save(folder)

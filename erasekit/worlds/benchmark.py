@@ -52,6 +52,11 @@ class Benchmark(World):
             raise ValueError(f"unknown concept group {group!r}: accepted are {', '.join(self.groups)}{styles}")
         return self.groups[group]
 
+    def split(self, name: str) -> tuple[str, ...]:
+        """The concepts that are erased at once: a group's, or of the ten classes those that are named, "church, dog"."""
+        names = tuple(name.split(", "))
+        return names if set(names) <= set(self.concepts("classes")) else self.concepts(name)
+
     def styles_of(self, group: str) -> tuple[str, ...]:
         """The styles of a group; "judged" are those the judge knows. Raises ValueError for an unknown group."""
         groups = {"judged": self.styles} | self.style_groups

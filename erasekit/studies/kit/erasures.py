@@ -3,11 +3,12 @@
 import inspect
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 
 from ... import paths
 from ...distributed import main_process_first, rank_and_count
 from .cache import cached, digest, settings_dict
+from .given import Given, check_given, is_given
 from .records import Record
 
 VERSION = 1  # of saved erasures: raise it when a method should train otherwise
@@ -17,29 +18,38 @@ TARGET_ESR = 95.0  # ESR-1 in percent at which methods are compared
 def make_config(world, method: str, seed: int, sampling_steps: int, changes: dict, steps=None, retain=None):
     """A method's config with the settings that all methods of a study share, where the method has them.
 
-    `retain`: by default the world's retained objects. The world's `train_defaults` and `lr_scale` are for methods that train
-    weights; adapters and prompts keep their own. Its `pool_defaults` are for every pool of latents.
+    `retain`: by default the world's retained objects. `changes` are taken as given, see `at_lr_scale`; what is left open is at
+    the world's rates.
     """
-    from ...baselines import method_config
+    from ...baselines import METHODS, method_config
 
-    accepted = {field.name for field in fields(method_config(method))}
-    weights, pool = "train_method" in accepted, changes.get("latents") != "on_policy"
-    shared = {"seed": seed, "sampling_steps": sampling_steps}
+    accepted = {field.name for field in fields(METHODS[method].config)}
+    shared = {"seed": seed, "sampling_steps": sampling_steps, "steps": steps}
     shared["retain"] = world.concepts("retained") if retain is None else retain
-    shared |= (world.pool_defaults if pool else {}) | (world.train_defaults if weights else {})
-    shared |= {"steps": steps} if steps else {}
-    config = method_config(method, **{name: value for name, value in shared.items() if name in accepted} | changes)
-    return replace(config, lr=config.lr * world.lr_scale) if weights and world.lr_scale != 1 else config
+    return method_config(method, world, **{n: value for n, value in shared.items() if n in accepted} | changes)
+
+
+def at_lr_scale(world, method: str, changes: dict) -> dict:
+    """Changes of a study's own, whose learning rate is for the bundled world, as this world takes them."""
+    from ...baselines import METHODS
+    from ...training import WeightConfig
+
+    if "lr" not in changes or not issubclass(METHODS[method].config, WeightConfig):  # adapters keep theirs
+        return changes
+    return changes | {"lr": changes["lr"] * world.lr_scale}
 
 
 def train_cached(world, concepts, method: str, config, scale: float = 1.0):
-    """The erasure, its step from the base scaled, and the seconds of its training.
+    """The erasure, its step from the base scaled, and the seconds of its training, or None where nobody knows.
 
     A world that keeps its images keeps its erasures too: a second training might differ in a bit, and so would its images.
     """
     from ...baselines import METHODS, erase
 
-    if world.keeps_images:
+    if isinstance(config, Given):
+        erasure = METHODS[method].function()
+        seconds = erasure.info.get("provenance", {}).get("seconds") or None
+    elif world.keeps_images:
         erasure, seconds = saved_erasure(world, list(concepts), config, METHODS[method].function)
     else:
         start = time.time()
@@ -102,6 +112,17 @@ def operating_points(study: str = "operating_points") -> dict[str, dict]:
     """Method -> {"settings", "scale"} by the committed record of preset full; empty without one."""
     path = paths.RECORDS / "emojinette" / "full" / f"{study}.json"
     return Record.read(path).data["operating_points"] if path.exists() else {}
+
+
+def method_points(chosen: dict | None, methods, groups=(), setting: str | None = None, study: str = "operating_points"):
+    """Method -> operating point: `chosen`, or those of a study's record; a given erasure is taken as it is.
+
+    Raises ValueError for a method without one, and for a given erasure of none of the `groups`, see `check_given`.
+    """
+    check_given(methods, groups, setting)
+    points = (chosen or operating_points(study)) | {m: {"settings": {}, "scale": 1.0} for m in methods if is_given(m)}
+    require_operating_points(points, *methods)
+    return points
 
 
 def require_operating_points(points: dict, *methods: str) -> None:
