@@ -73,7 +73,7 @@ def test_there_is_no_cycle():
 def test_sizes():
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
     assert [path.name for path, count in lines.items() if count > 350] == []
-    assert sum(count for path, count in lines.items() if path.parent == PACKAGE) <= 2450
+    assert sum(count for path, count in lines.items() if path.parent == PACKAGE) <= 2520
     leaving = sum(count for path, count in lines.items() if path.parent == PACKAGE / "worlds" / "emojinette")
     assert sum(lines.values()) - leaving <= 14_600, "the first world leaves when all tables stand on the second"
 

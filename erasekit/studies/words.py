@@ -44,10 +44,9 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from ..sampling import sample
 
     names = [name for name in world.concepts("all") if name in world.judge.objects]
-    classes = list(world.concepts("classes"))
+    classes, strips = list(world.concepts("classes")), {}
     data = {"N": s.seeds, "seeds": [0, s.seeds - 1], "styles": list(world.styles)}
     data["own token"] = own_tokens(world, [*world.concepts("all")])
-    strips = {}
 
     def generate(rows, progress):
         """Images of (prompt, seed) pairs."""
@@ -260,9 +259,8 @@ def reconstruction(world, images, styles: list[str]) -> dict:
                 (vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1) - x).abs().mean((1, 2, 3)).cpu()
             )
     errors = torch.cat(errors).float()
-    by_style = {s: errors[[own == s for own in styles]].mean().item() for s in dict.fromkeys(styles)}
-    rounded = {style: round(value, 4) for style, value in by_style.items()}
-    return {"N": len(errors), "l1": round(errors.mean().item(), 4), "by style": rounded}
+    by_style = {s: round(errors[[own == s for own in styles]].mean().item(), 4) for s in dict.fromkeys(styles)}
+    return {"N": len(errors), "l1": round(errors.mean().item(), 4), "by style": by_style}
 
 
 def figures(record) -> dict:
@@ -280,7 +278,7 @@ def figures(record) -> dict:
 
 
 def unseen_figure(record, columns: int = 12):
-    """Each word's first image; below it the word, and the object that the judge sees. Outlined: not the object meant."""
+    """Each word's first image; below it the word, and the object that the judge sees."""
     from .kit import plots
 
     words, images = record.data["unseen"]["words"], plots.tiles(record, "unseen")
@@ -290,7 +288,9 @@ def unseen_figure(record, columns: int = 12):
         rows.setdefault(" " * (row + 1), []).append(image)
         captions[row, column] = f"{word}:\n{about['seen']}"
         outlined += [(row, column)] if about["seen"] != about["object"] else []
-    return plots.image_grid(rows, captions=captions, outlined=outlined, size=0.75)
+    figure = plots.image_grid(rows, captions=captions, outlined=outlined, size=0.75)
+    figure.suptitle("word of no caption: what the judge sees; outlined, it is not the object meant", fontsize=9)
+    return figure
 
 
 def attention_figure(record):
