@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from .attention import check_key, one_thread
-from .base import check_base
+from .base import bit_sum, check_base, networks_of, weights_of
 from .checkpoints import all_or_none, read_tensors, write_tensors
 from .checks import check_choice, check_finite, check_number, is_fused, unet_of
 from .mechanisms import MECHANISMS, Prompt
 from .sampling import sample
-from .world import as_world, bit_sum
+from .world import as_world
 
 DELTA = "delta.safetensors"  # the public file
 ADAPTER_PREFIX = "adapter:"  # of an adapter's tensors in the public file
@@ -30,9 +30,9 @@ ADAPTERS: dict[str, type] = {}  # kind -> class; methods that train adapters reg
 class Erasure:
     """One erasure of one base model.
 
-    `delta`: name -> trained tensor of theta'. `keys`: concept -> learnable prompt. `info`: method, config, hash of the base
-    model ("base"), versions, seed and training history. Methods that leave the weights alone have `adapters` (of the kind
-    info["adapter"]), or only info["guidance"], a rule for the sampler.
+    `delta`: name -> trained tensor of theta', or of a text encoder: "text_encoder.encoder...". `keys`: concept -> learnable
+    prompt. `info`: method, config, hash of the base model ("base"), versions, seed and training history. Methods that leave the
+    weights alone have `adapters` (of the kind info["adapter"]), or only info["guidance"], a rule for the sampler.
     """
 
     delta: dict[str, torch.Tensor]
@@ -47,9 +47,8 @@ class Erasure:
         does by guidance acts in `sample` alone: in a pipeline's own call, the U-Net raises RuntimeError.
         """
         unet = unet_of(model)
-        check_base(model, self.info, "delta")
+        parameters = self._weights(model)
         check_finite("this erasure", self.delta | self.adapters)
-        parameters = dict(unet.named_parameters())
         misfits = [n for n, t in self.delta.items() if n not in parameters or parameters[n].shape != t.shape]
         if misfits:
             raise ValueError(f"this delta does not fit this model: {len(misfits)} tensors differ, first {misfits[0]}")
@@ -58,14 +57,20 @@ class Erasure:
             adapter = self._adapter_class()({n: t.to(unet.device) for n, t in self.adapters.items()})
             adapter.attach(unet)  # raises AttributeError, before anything is changed, for a missing layer
         originals = {name: parameters[name].data for name in self.delta}
-        others = {name: state(p) for name, p in parameters.items() if self.delta and name not in self.delta}
+        rest = parameters.keys() - self.delta.keys() if self.delta else ()
+        others = {name: (p.dtype, p.device, bit_sum(p)) for name, p in parameters.items() if name in rest}
         for name, tensor in self.delta.items():
             # A copy: further training of the public model does not change the delta.
             parameters[name].data = tensor.to(parameters[name], copy=True)
-        public = Applied(unet, originals, self.info, adapter, others, self._guard(unet))
+        public = Applied(networks_of(model, self.delta), originals, self.info, adapter, others, self._guard(unet))
         if adapter or public.guard:  # which the weights do not show
             unet.erasekit_public = public
         return public
+
+    def _weights(self, model) -> dict[str, torch.nn.Parameter]:
+        """The weights of the networks that the delta changes. Raises ValueError unless they are the base's."""
+        check_base(model, self.info, "delta", self.delta)
+        return weights_of(networks_of(model, self.delta))
 
     def _guard(self, unet):
         """The handle of a hook that refuses a pipeline's own calls of the U-Net, which know nothing of `Guidance`."""
@@ -99,11 +104,9 @@ class Erasure:
         works by guidance alone.
         """
         scale = check_number("scale", scale, -math.inf)
-        unet = unet_of(model)
         if not self.delta and not self.adapters:
             raise ValueError(f"{self.info['method']!r} works by guidance alone: there is no step to scale")
-        check_base(model, self.info, "delta")
-        theta = {name: p.detach().to("cpu", torch.float32) for name, p in unet.named_parameters() if name in self.delta}
+        theta = {n: p.detach().to("cpu", torch.float32) for n, p in self._weights(model).items() if n in self.delta}
         delta = {name: theta[name] + scale * (tensor - theta[name]) for name, tensor in self.delta.items()}
         linear = self._adapter_class().linear_in if self.adapters else ()
         adapters = {n: t * scale if n.endswith(linear) else t for n, t in self.adapters.items()}
@@ -125,8 +128,7 @@ class Erasure:
 
     def moved(self, model) -> float | None:
         """How far the weights are from the base's, as a share of their norm; an adapter's norm; None for guidance alone."""
-        check_base(model, self.info, "delta")
-        base = dict(unet_of(model).named_parameters())
+        base = self._weights(model)
         linear = self._adapter_class().linear_in if self.adapters else ()
         steps = [tensor.float() - base[n].detach().float().cpu() for n, tensor in self.delta.items()]
         steps += [tensor.float() for n, tensor in self.adapters.items() if n.endswith(linear)]
@@ -136,11 +138,7 @@ class Erasure:
         return math.hypot(*(step.norm().item() for step in steps)) / whole
 
     def _adapter_class(self) -> type:
-        kind = self.info["adapter"]
-        if kind not in ADAPTERS:
-            raise ValueError(
-                f"unknown adapter {kind!r}: accepted are {', '.join(ADAPTERS)} (import erasekit.baselines)"
-            )
+        check_choice("adapter", kind := self.info["adapter"], ADAPTERS)
         return ADAPTERS[kind]
 
     def digest(self) -> str:
@@ -192,7 +190,7 @@ class Erasure:
         """Read a folder with the keys it holds. Refuses keys of another training and, with `model`, files of another base."""
         erasure = cls._read(path := Path(folder) / DELTA)
         if model is not None:
-            check_base(model, erasure.info, f"delta {path}")
+            check_base(model, erasure.info, f"delta {path}", erasure.delta)
         for key_file, (prompt, meta) in stored_keys(folder, model).items():
             if meta.get("opens", erasure.digest()) != erasure.digest():  # early keys do not name their delta
                 raise ValueError(f"{key_file} is the key of another training than {path}: move it away, or erase again")
@@ -223,9 +221,9 @@ class Erasure:
 
 @dataclass
 class Applied:
-    """An erasure in force on a U-Net: the base's tensors, its info, the adapter, other weights' state, and a hook, if any."""
+    """An erasure in force on `networks_of` a model: the base's tensors, its info, adapter, other weights' state, and a hook."""
 
-    unet: torch.nn.Module
+    networks: dict[str, torch.nn.Module]
     originals: dict[str, torch.Tensor]
     info: dict
     adapter: object = None
@@ -237,10 +235,9 @@ class Applied:
 
         Raises RuntimeError the second time; and, with the public model left whole, where the base would come back in part.
         """
-        if self.unet is None:
+        if not self.networks:
             raise RuntimeError("this erasure is not applied any more, so there is nothing to remove")
-        # A LoRA loaded meanwhile has put the weights one level down.
-        parameters = {name.replace(".base_layer.", "."): p for name, p in self.unet.named_parameters()}
+        parameters = weights_of(self.networks)
         if self.originals and (reason := self._obstacle(parameters)):
             raise RuntimeError(f"the base cannot be restored: {reason}, then call remove() of what apply() returned")
         for name, tensor in self.originals.items():
@@ -250,14 +247,14 @@ class Applied:
             self.adapter.detach()
         if self.guard:
             self.guard.remove()
-        vars(self.unet).pop("erasekit_public", None)
-        self.unet = None
+        vars(self.networks[""]).pop("erasekit_public", None)
+        self.networks = {}
 
     def _obstacle(self, parameters: dict) -> str | None:
         """What happened to the model meanwhile that would leave it half restored, and what to do."""
-        if any(getattr(module, "merged", False) for module in self.unet.modules()):
+        if any(getattr(module, "merged", False) for network in self.networks.values() for module in network.modules()):
             return "a LoRA was fused into it meanwhile; call pipe.unfuse_lora()"
-        if is_fused(self.unet):
+        if is_fused(self.networks[""]):
             return "its projections were fused meanwhile; call unfuse_qkv_projections()"
         if lost := [n for n in self.originals if n not in parameters or parameters[n].is_meta]:
             return f"{lost[0]} was renamed or offloaded meanwhile; undo that"
@@ -266,11 +263,6 @@ class Applied:
             if p is not None and (p.dtype, p.device) == (dtype, device) and bit_sum(p) != bits:
                 return f"{name} was changed meanwhile, as by a LoRA fused for good; undo that or load the model anew"
         return None
-
-
-def state(p: torch.Tensor) -> tuple:
-    """Precision, device and bits of a weight, to notice that it changed."""
-    return p.dtype, p.device, bit_sum(p)
 
 
 def key_path(folder: Path, concept: str) -> Path:

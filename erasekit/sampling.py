@@ -47,8 +47,7 @@ def guidance_for(public, scale: float) -> Guidance:
     """How a public model, an erasure `Applied`, is guided: plainly, unless its method has a rule. None: the base."""
     rule = dict(public.info.get("guidance", {"kind": "plain"})) if public else {"kind": "plain"}
     kind = rule.pop("kind")
-    if kind not in GUIDANCE:
-        raise ValueError(f"unknown guidance {kind!r}: accepted are {', '.join(GUIDANCE)} (import erasekit.baselines)")
+    check_choice("guidance", kind, GUIDANCE)
     if GUIDANCE[kind].uses_adapter:
         rule["adapter"] = public.adapter
     return GUIDANCE[kind](scale, **rule)
@@ -155,7 +154,7 @@ def sample_batches(
         )
     if batches is None:
         batches = [slice(start, start + batch_size) for start in range(0, len(seeds), batch_size)]
-    applied = erasure.applied(pipe.unet) if erasure else nullcontext(getattr(pipe.unet, "erasekit_public", None))
+    applied = erasure.applied(pipe) if erasure else nullcontext(getattr(pipe.unet, "erasekit_public", None))
     with applied as public, augment(pipe.unet, key.layers if key else "all") as state:
         guide = guidance_for(public, guidance_scale)
 

@@ -5,7 +5,6 @@ import hashlib
 import json
 import re
 import warnings
-import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -13,6 +12,7 @@ from typing import ClassVar
 import torch
 from diffusers import DiffusionPipeline
 
+from .base import networks_of, part_hashes
 from .checks import as_texts, check_choice, check_concepts
 from .conditioning import encode, token_embeddings, token_ids
 from .provenance import fingerprint
@@ -69,11 +69,12 @@ class World:
         """
         if not erasure.delta:
             raise ValueError(f"{erasure.info['method']!r} does not end in weights: no other erasure can start from it")
-        parts = self.pipe.components | {"unet": copy.deepcopy(self.pipe.unet)}
-        erasure.apply(parts["unet"])
+        networks = networks_of(self.pipe, erasure.delta).items()
+        parts = self.pipe.components | {prefix.rstrip(".") or "unet": copy.deepcopy(n) for prefix, n in networks}
         unchecked = {"requires_safety_checker": False} if "safety_checker" in parts else {}
         child = copy.copy(self)  # shares the judges, which no erasure touches
         child.pipe, child.trajectories, child.parent = type(self.pipe)(**parts, **unchecked), {}, self.root
+        erasure.apply(child.pipe)
         child.pipe.set_progress_bar_config(disable=True)
         link = {name: erasure.info.get(name) for name in ("method", "concepts", "base")}
         child.chain = (*self.chain, link | {"digest": erasure.digest()})
@@ -166,17 +167,6 @@ class World:
             return [(self.prompt(concept), "")]
         return [(self.prompt(o, concept), self.prompt(o)) for o in self.retained]
 
-    def paraphrases(self, concept: str) -> list[tuple[str, str]]:
-        """`prompt_pairs` in all training templates, for methods that edit by text alone."""
-        if not self.is_style(concept):
-            return [(self.format_prompt(t, concept), "") for t in self.train_templates]
-        return self.prompt_pairs(concept)
-
-    def joint_prompt(self, concepts: list[str]) -> str:
-        """Several concepts in one prompt, for methods that steer away from one: "church, dog"."""
-        styles = [c for c in concepts if self.is_style(c)]
-        return "in the style of " + ", ".join(styles) if styles else ", ".join(concepts)
-
     def anchor(self, concept: str) -> str:
         """The retained concept whose prompt is nearest in the text encoder, by cosine. Raises ValueError without any."""
         if not (candidates := [o for o in self.retained if o != concept]):
@@ -212,33 +202,6 @@ def as_world(model) -> World:
     return World(model)
 
 
-_HASHES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # network -> (its state, its fingerprints)
-
-
-def part_hash(part: torch.nn.Module, dtype=None) -> str:
-    """`fingerprint` of a network, computed again where a tensor's place, version or sum of bits differs from the last time."""
-    state = [(n, t.data_ptr(), t._version, str(t.dtype), bit_sum(t)) for n, t in part.state_dict().items()]
-    if _HASHES.get(part, (None,))[0] != state:
-        _HASHES[part] = state, {}
-    known = _HASHES[part][1]
-    known[dtype] = known.get(dtype) or fingerprint(part, dtype)
-    return known[dtype]
-
-
-def part_hashes(pipe, dtype=None) -> dict[str, str]:
-    """Component -> hash of each network as it is now, or as it would be in `dtype`."""
-    parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-    return {name: part_hash(part, dtype) for name, part in parts.items()}
-
-
 def scheduler_settings(pipe) -> dict[str, str]:
     config = pipe.scheduler.config
     return {name: str(config[name]) for name in sorted(config) if not name.startswith("_")}
-
-
-def bit_sum(tensor: torch.Tensor) -> int:
-    """Sum of a tensor's bits, read as 64-bit numbers: as fast as memory, and another for any one changed number."""
-    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    raw = raw.clone() if raw.storage_offset() % 8 else raw
-    whole = len(raw) // 8 * 8
-    return int(raw[:whole].view(torch.int64).sum()) + int(raw[whole:].sum())

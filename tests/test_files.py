@@ -296,7 +296,7 @@ def test_the_error_of_a_lora_is_what_is_missing(tmp_path, sentence):
         about = json.loads(file.metadata()["erasekit"])
     assert about["relative_error"] == error and about["left_out"] == [bias] and about["concepts"] == ["church"]
     for call, word in (
-        (lambda: files.to_lora(erasure, pipe, path, rank=0), "rank 0"),
+        (lambda: files.to_lora(erasure, pipe, path, rank=0), "rank=0"),
         (lambda: files.to_lora(erasure, pipe, path, rank=4, layout="lycoris"), "kohya"),
         (lambda: files.to_lora(erasure, pipe, tmp_path / "lora.pt", rank=4), "lora.pt"),
         (lambda: files.to_lora(an_erasure(pipe, changed(pipe.unet, [bias])), pipe, path, rank=4), "biases"),

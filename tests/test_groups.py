@@ -10,6 +10,7 @@ from conftest import make_toy
 from PIL import Image
 
 from erasekit.baselines import erase
+from erasekit.baselines.sld import joint_prompt
 from erasekit.evaluation.metrics import features, object_correct, style_correct
 from erasekit.tools import datasets as tool
 from erasekit.worlds import load
@@ -87,7 +88,7 @@ def test_members_of_style_groups_are_styles(base):
     assert base.is_style("Claude Monet") and not base.is_style("brick wall")
     pair = (f"Image of {first} in the style of Claude Monet", f"Image of {first}")
     assert base.prompt_pairs("Claude Monet")[0] == pair
-    assert base.joint_prompt(["Claude Monet"]) == "in the style of Claude Monet"
+    assert joint_prompt(base, ["Claude Monet"]) == "in the style of Claude Monet"
     assert base.prompt_pairs("brick wall") == [("Image of brick wall", "")]
     assert erase(base, ["Claude Monet"], "uce").delta
     assert "Claude Monet" not in base.styles, "the judge's list stays the paper's"

@@ -56,11 +56,19 @@ def negative_prompting(world, concepts: list[str], config: NegativePrompting | N
 def guided(world, concepts: list[str], config, name: str, began: float, rule: dict) -> Erasure:
     """An erasure without tensors. All concepts share one prompt, as the published unsafe text lists its terms."""
     check_concepts(concepts)
-    rule["concept_text"], limit = world.joint_prompt(concepts), world.pipe.tokenizer.model_max_length
-    sizes = [len(token_ids(world.pipe, world.joint_prompt(concepts[: n + 1]), cut=False)) for n in range(len(concepts))]
+    rule["concept_text"], limit = joint_prompt(world, concepts), world.pipe.tokenizer.model_max_length
+    sizes = [
+        len(token_ids(world.pipe, joint_prompt(world, concepts[: n + 1]), cut=False)) for n in range(len(concepts))
+    ]
     if sizes[-1] > limit:
         fit = sum(size <= limit for size in sizes)
         raise ValueError(
             f"{name!r} names all concepts in one text, and {fit} of {len(concepts)} fit its {limit} tokens: erase fewer"
         )
     return untrained_erasure(world, concepts, config, name, began, guidance=rule)
+
+
+def joint_prompt(world, concepts: list[str]) -> str:
+    """Several concepts in one prompt: "church, dog"."""
+    styles = [c for c in concepts if world.is_style(c)]
+    return "in the style of " + ", ".join(styles) if styles else ", ".join(concepts)

@@ -66,9 +66,10 @@ def attack_images(world, concept: str, count: int, seed: int = 0) -> AttackImage
 
 def optimize_key(world, erasure, concept: str, images: AttackImages, attack: Attack) -> dict[int, Prompt]:
     """A key in every cross-attention layer by budget. It starts from the concept's tokens, which is the result at 0 steps."""
-    start = initial_prompt(world.concept_tokens(concept).float(), attack.m)
+    with erasure.applied(world.pipe):  # which may have another text encoder
+        start = initial_prompt(world.concept_tokens(concept).float(), attack.m)
+        cond = encode(world.pipe, images.prompts)
     k, v = (torch.nn.Parameter(side.to(world.pipe.device)) for side in (start.k, start.v))
-    cond = encode(world.pipe, images.prompts)
     with augment(world.pipe.unet) as state:
 
         def predict(z, t, index):
@@ -87,7 +88,9 @@ def textual_inversion(world, erasure, concept: str, images: AttackImages, attack
     They start from the concept's own tokens, repeated.
     """
     own = world.pipe.tokenizer(concept).input_ids[1:-1]
-    vectors = torch.nn.Parameter(embedding_table(world.pipe)[[own[n % len(own)] for n in range(attack.m)]].clone())
+    with erasure.applied(world.pipe):
+        table = embedding_table(world.pipe)
+    vectors = torch.nn.Parameter(table[[own[n % len(own)] for n in range(attack.m)]].clone())
     prompts = [prompt.replace(concept, placeholder_tokens(attack.m)) for prompt in images.prompts]
     return optimize_tokens(world, erasure, images, prompts, attack, vectors, lambda v: v)
 
@@ -97,7 +100,8 @@ def hard_prompt_search(world, erasure, concept: str, images: AttackImages, attac
 
     They start from random words. The gradient is taken at the nearest words and moves the vectors behind them (PEZ).
     """
-    words = embedding_table(world.pipe)[whole_words(world.pipe)]
+    with erasure.applied(world.pipe):
+        words = embedding_table(world.pipe)[whole_words(world.pipe)]
     start = torch.randint(len(words), (attack.m,), generator=seeded("words", concept, attack.seed))
     vectors = torch.nn.Parameter(words[start.to(words.device)].clone())
 
@@ -131,7 +135,7 @@ def descend(world, erasure, images, attack: Attack, parameters, predict: Callabl
     alphas = pipe.scheduler.alphas_cumprod.to(pipe.device)
     optimizer = torch.optim.Adam(parameters, lr=attack.lr)
     results = {0: result()}
-    with gradients_off(pipe.unet), erasure.applied(pipe.unet) as public:
+    with gradients_off(pipe.unet), erasure.applied(pipe) as public:
         # Adapters whose strength depends on the prompt get the strength of the concept's own.
         guidance_for(public, 1.0).prepare(pipe, images.prompts[:1] * attack.batch_size)
         for n in range(max(attack.budgets)):
@@ -184,10 +188,10 @@ class ExtendedEmbedding(torch.nn.Module):
 
     def __init__(self, own: torch.nn.Embedding, first: int):
         super().__init__()
-        self.own, self.first, self.vectors = own, first, None
+        self.weight, self.first, self.vectors = own.weight, first, None  # under its own name, for erasures
 
     def forward(self, ids: Tensor) -> Tensor:
-        own = self.own(ids.clamp(max=self.first - 1))
+        own = torch.nn.functional.embedding(ids.clamp(max=self.first - 1), self.weight)
         new = torch.nn.functional.embedding((ids - self.first).clamp(min=0), self.vectors.to(own))
         return torch.where((ids >= self.first)[..., None], new, own)
 

@@ -10,9 +10,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..artifacts import Erasure
+from ..base import TEXT_ENCODERS, networks_of, part_hash, weights_of
 from ..checks import as_texts, check_unet, unet_of
 from ..provenance import provenance
-from ..world import as_world, part_hash
+from ..world import as_world
 from .files import kohya_names, original_tensors, original_unet_names
 
 # Part of a tensor's name -> what such a file is, where it cannot be an erasure of a U-Net's weights.
@@ -27,20 +28,26 @@ OTHERS = {
     "controlnet_": "a ControlNet",
     "adapter:": "an erasekit delta with adapters, which has to be named delta.safetensors",
 }
-TEXT = ("text_model.", "text_encoder.", "text_encoder_2.", "lora_te_", "lora_te1_", "lora_te2_", "te1_text_model.")
+TEXT_LORA = ("lora_te_", "lora_te1_", "lora_te2_", "te1_text_model.")
+# Of a text encoder's tensors, under the names of any transformers: the encoder and the name.
+TEXT = re.compile(
+    r"(?:(text_encoder(?:_2)?)\.)?(?:text_model\.)?((?:embeddings|encoder|final_layer_norm|text_projection)\..+)"
+)
 LORA = re.compile(r"(.+?)(?:\.lora_(A|B|down|up)(?:\.\w+)?\.weight|[._]lora\.(down|up)\.weight|\.alpha)")
 BF16_ROUNDING = 2**-8 + 2**-11, 2**-24  # largest relative and absolute step from bf16 to fp16 or fp32
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-ACCEPTED = "edited weights of the U-Net, an edited U-Net or pipeline, a checkpoint, a LoRA of the U-Net"
+ACCEPTED = (
+    "edited weights of the U-Net or a text encoder, either of them whole, a pipeline, a checkpoint, a LoRA of the U-Net"
+)
 
 
 def read(path: Path, base, method: str = "theirs", concepts=()) -> Erasure:
     """Another project's erasure of `base` (a world, a pipeline or a U-Net), with everything it changes as the delta.
 
     Read are weights under diffusers' names, with or without "unet." (ESD, UCE); a folder of a pipeline or a U-Net in diffusers'
-    format (MACE); a checkpoint in the original layout; a LoRA in kohya's, peft's or diffusers' layout, at full strength for
-    every prompt (SPM's without its gate). `method` names it in tables and cards. Raises ValueError, in one sentence that says
-    what the file is, for all else: pickles, damaged files, other bases, and a changed text encoder (AdvUnlearn).
+    format (MACE); a text encoder, in a file or a folder (AdvUnlearn); a checkpoint in the original layout; a LoRA in kohya's,
+    peft's or diffusers' layout, at full strength for every prompt (SPM's without its gate). `method` names it in tables and
+    cards. Raises ValueError, in one sentence that says what the file is, for all else: pickles, damaged files, other bases.
     """
     path, unet, concepts = Path(path), unet_of(base), as_texts("concepts", concepts)
     check_unet(unet)
@@ -49,20 +56,20 @@ def read(path: Path, base, method: str = "theirs", concepts=()) -> Erasure:
     if _is_ours(path if path.is_file() else path / "delta.safetensors"):
         return Erasure.load(path.parent if path.is_file() else path, base)
     kind, tensors = _read_folder(path, base) if path.is_dir() else _read_file(path, base)
-    if base is unet and kind in ("checkpoint", "pipeline"):
+    if base is unet and kind in ("checkpoint", "pipeline", "text encoder"):
         raise ValueError(
-            f"{path} is a {kind}, whose text encoder may differ too: give the base as a pipeline or a world"
+            f"{path} is a {kind}, which is, or has, a text encoder: give the base as a pipeline or a world"
         )
-    theta = {name: p.detach().to("cpu", torch.float32) for name, p in unet.named_parameters()}
+    theta = weights_of(networks_of(base, tensors))
     strange = sorted(set(tensors) - set(theta))
     if strange:
         raise ValueError(
-            f"{path} does not fit this base: it has {len(strange)} tensors that the U-Net lacks, first {strange[0]!r}; "
+            f"{path} does not fit this base: it has {len(strange)} tensors that the base lacks, first {strange[0]!r}; "
             f"accepted are {ACCEPTED}"
         )
     delta = {}
     for name, tensor in tensors.items():
-        tensor = tensor.detach().to("cpu", torch.float32)
+        tensor, own = tensor.detach().to("cpu", torch.float32), theta[name].detach()
         if tensor.squeeze().shape != theta[name].squeeze().shape:
             shapes = f"{tuple(tensor.shape)} in place of {tuple(theta[name].shape)}"
             raise ValueError(f"{path} does not fit this base: {name} is {shapes}, so it was made for another model")
@@ -70,13 +77,13 @@ def read(path: Path, base, method: str = "theirs", concepts=()) -> Erasure:
             raise ValueError(
                 f"{path} has values that are not finite, first in {name}: its training failed, or it is damaged"
             )
-        if not _same(tensor, theta[name].view_as(tensor), unet.dtype):
+        if not _same(tensor, own.view_as(tensor)):
             delta[name] = tensor.reshape(theta[name].shape).contiguous()
     if not delta:
         raise ValueError(f"{path} changes nothing: its {len(tensors)} tensors are those of the base")
-    if {name for name, p in theta.items() if p.ndim > 1} <= set(
+    if {name for name, p in unet.named_parameters() if p.ndim > 1} <= set(
         delta
-    ):  # norms and biases may be as they were initialised
+    ):  # others may be as they were initialised
         warnings.warn(
             f"{path} differs from the base in every layer: it may have been made from another base", stacklevel=2
         )
@@ -88,9 +95,10 @@ def read(path: Path, base, method: str = "theirs", concepts=()) -> Erasure:
     return Erasure(delta, {}, info)
 
 
-def _same(one: Tensor, other: Tensor, dtype=None) -> bool:
-    """Whether two tensors are equal, or one is the other in half precision; in bf16, as far as its rounding shows."""
-    if torch.equal(one, other) or (dtype == torch.bfloat16 and torch.allclose(one, other, *BF16_ROUNDING)):
+def _same(one: Tensor, own: Tensor) -> bool:
+    """Whether a tensor is the base's own, or one is the other in half precision; in bf16, as far as its rounding shows."""
+    one, other = one.float().cpu(), own.detach().float().cpu()
+    if torch.equal(one, other) or (own.dtype == torch.bfloat16 and torch.allclose(one, other, *BF16_ROUNDING)):
         return True
     for half in (torch.float16, torch.bfloat16):
         a, b = one.to(half).float(), other.to(half).float()
@@ -148,22 +156,20 @@ def _read_file(path: Path, base, config: dict | None = None) -> tuple[str, dict[
             raise ValueError(f"{path} is {what}: accepted are {ACCEPTED}")
     if any(name.startswith("model.diffusion_model.") for name in tensors):
         return "checkpoint", _checkpoint(path, tensors, base)
-    if any(name.startswith(TEXT) for name in tensors):
-        raise ValueError(text_encoder_error(path))
+    if any(name.startswith(TEXT_LORA) or (TEXT.fullmatch(name) and LORA.fullmatch(name)) for name in tensors):
+        raise ValueError(
+            f"{path} has a LoRA of a text encoder: fuse it into a pipeline, save that as a folder, and read it"
+        )
     if any(LORA.fullmatch(name) and not name.endswith(".alpha") for name in tensors):
         if "lora_adapter_metadata" in metadata:
             theirs = json.loads(metadata["lora_adapter_metadata"]).items()
             config = {name.removeprefix("unet."): value for name, value in theirs if name.startswith("unet.")}
         return "LoRA", _lora(path, tensors, unet_of(base), config or {})
-    names = {name: re.sub(r"^(model\.)?unet\.", "", name) for name in tensors}
-    return "weights", {names[name]: tensor for name, tensor in tensors.items()}
-
-
-def text_encoder_error(path: Path) -> str:
-    return (
-        f"{path} changes the text encoder, and an erasure changes the U-Net alone: put it into a pipeline and study that "
-        "as a world of its own, ek.World(pipe)"
-    )
+    text = {name: match for name in tensors if (match := TEXT.fullmatch(name))}
+    named = {name: re.sub(r"^(model\.)?unet\.", "", name) for name in tensors if not name.endswith(".position_ids")}
+    named |= {name: f"{match[1] or 'text_encoder'}.{match[2]}" for name, match in text.items() if name in named}
+    kind = "text encoder" if named.keys() <= text.keys() else "weights"
+    return kind, {new: tensors[name] for name, new in named.items()}
 
 
 def _checkpoint(path: Path, tensors: dict[str, Tensor], base) -> dict[str, Tensor]:
@@ -173,12 +179,12 @@ def _checkpoint(path: Path, tensors: dict[str, Tensor], base) -> dict[str, Tenso
         for name, tensor in original_tensors(pipe).items():
             if name.startswith(prefix) or name not in tensors:
                 continue
-            theirs, ours = tensors[name].float().squeeze(), tensor.detach().float().cpu().squeeze()
+            theirs, ours = tensors[name].squeeze(), tensor.squeeze()
             if theirs.shape != ours.shape or not _same(theirs, ours):
-                if not name.startswith("first_stage_model."):
-                    raise ValueError(text_encoder_error(path))
+                vae = name.startswith("first_stage_model.")
                 raise ValueError(
-                    f"{path} has another VAE than the base: load it as a pipeline, and study that as a world"
+                    f"{path} has another {'VAE' if vae else 'text encoder'} than the base: load it as a pipeline, and "
+                    + ("study that as a world" if vae else "save that as a folder, which can be read")
                 )
     names = {new: old for old, new in original_unet_names(unet_of(base)).items()}
     own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
@@ -196,29 +202,36 @@ def _read_folder(path: Path, base) -> tuple[str, dict[str, Tensor]]:
                 f"{path} is peft's {config.get('peft_type')!r}, or a DoRA: accepted is 'LORA' without DoRA"
             )
         return _read_file(_one_file(path), base, config)
-    if (path / "unet").is_dir():
-        pipe = getattr(base, "pipe", base)
-        for name, part in getattr(pipe, "components", {}).items():
-            if name != "unet" and isinstance(part, torch.nn.Module) and (path / name).is_dir():
+    pipe = getattr(base, "pipe", base)
+    parts = {n: p for n, p in getattr(pipe, "components", {"unet": base}).items() if isinstance(p, torch.nn.Module)}
+    if (path / "unet").is_dir() or (path / "text_encoder").is_dir():
+        tensors = {}
+        for name, part in parts.items():
+            if (path / name).is_dir():
                 theirs, ours = _load_part(path / name, part), part.state_dict()
-                if any(
-                    n not in ours or not _same(t.float(), ours[n].detach().float().cpu()) for n, t in theirs.items()
-                ):
-                    if name.startswith("text_encoder"):
-                        raise ValueError(text_encoder_error(path / name))
+                if name in ("unet", *TEXT_ENCODERS):
+                    tensors |= theirs if name == "unet" else _as_text(name, theirs)
+                elif any(n not in ours or not _same(t, ours[n]) for n, t in theirs.items()):
                     raise ValueError(
                         f"{path} has another {name} than the base: load it with ek.load, as a world of its own"
                     )
-        return "pipeline", _load_part(path / "unet", unet_of(base))
+        return "pipeline", tensors
     if (path / "config.json").is_file():
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         kind = config.get("_class_name") or ", ".join(config.get("architectures") or ["different"])
-        if "CLIPText" in kind:
-            raise ValueError(text_encoder_error(path))
+        if kind.startswith("CLIPText") and base is unet_of(base):
+            return "text encoder", {}
+        for name in TEXT_ENCODERS:
+            if kind == type(parts.get(name)).__name__:
+                return "text encoder", _as_text(name, _load_part(path, parts[name]))
         if kind != type(unet_of(base)).__name__:
             raise ValueError(f"{path} is a {kind}: accepted are {ACCEPTED}")
         return "U-Net", _load_part(path, unet_of(base))
     return _read_file(_one_file(path), base)
+
+
+def _as_text(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{part}.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
 
 
 def _one_file(path: Path) -> Path:
@@ -248,7 +261,7 @@ def _load_part(folder: Path, like) -> dict[str, Tensor]:
         part = type(like).from_pretrained(folder, use_safetensors=True, variant="fp16" if half else None)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder} does not load as a {type(like).__name__}: {str(error).splitlines()[0]}") from error
-    return part.state_dict()
+    return dict(part.named_parameters())
 
 
 # ------------------------------------------------------------------------------------------------------------------ LoRA

@@ -138,7 +138,8 @@ def accesses(world, s: Settings, attacks: dict, erasure, other, concept: str):
     from ..evaluation.attacks import attack_images, random_key
 
     yield "no key", 0, 0, None
-    start = initial_prompt(world.concept_tokens(concept).float(), attacks["optimized key"].m)
+    with erasure.applied(world.pipe):
+        start = initial_prompt(world.concept_tokens(concept).float(), attacks["optimized key"].m)
     yield "concept tokens as key", 0, 0, start
     if erasure.keys:
         key = erasure.key(concept)

@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
 
 from ..artifacts import Erasure
+from ..base import changed_encoders
 from ..paths import REPOSITORY
 from ..pipelines.files import check_plain, is_plain, save_pipeline, to_single_file
 
@@ -53,10 +54,10 @@ PLAIN_LIMITS = """The check matters: diffusers skips names that do not match, wi
 `fuse_qkv_projections` (fused layers hold copies of the weights), before a LoRA, and before `torch.compile` or `DataParallel` wrap
 the U-Net (all three rename its weights).
 """
-WITH_ERASEKIT = """# This method is more than weights: it needs erasekit to act; without it, the model is the base model.
+WITH_ERASEKIT = """# This is more than weights of the U-Net: it needs erasekit to act; without it, the model is the base model.
 import erasekit as ek
 
-erasure = ek.Erasure.load("folder", pipe.unet)
+erasure = ek.Erasure.load("folder", pipe)
 images = ek.sample(pipe, ["a prompt"], [0], erasure=erasure)"""
 
 
@@ -77,6 +78,7 @@ def card(
 ) -> ModelCard:
     """The model card of the public part. `metrics`: Markdown with what was measured, such as a table of docs/results.md."""
     info, provenance, before = erasure.info, erasure.info["provenance"], erasure.info.get("chain", ())
+    plain = is_plain(erasure) and not changed_encoders(erasure.delta)
     before = [f"{link['method']} of {', '.join(link['concepts'])}" for link in before]
     # Laid over the base alone, a later erasure would bring the earlier concepts back.
     deltas = " | ".join([*(f'load_file("delta of {link}")' for link in before), 'load_file("delta.safetensors")'])
@@ -91,8 +93,8 @@ def card(
             revision=(f" at {revision}" if revision else "") + "".join(f", after {link}" for link in before),
             base=info["base"][:12],
             method=info["method"] + (f", {info['scale']:g} of its step" if "scale" in info else ""),
-            use=PLAIN.replace('load_file("delta.safetensors")', deltas) if is_plain(erasure) else WITH_ERASEKIT,
-            limits=PLAIN_LIMITS if is_plain(erasure) else "",
+            use=PLAIN.replace('load_file("delta.safetensors")', deltas) if plain else WITH_ERASEKIT,
+            limits=PLAIN_LIMITS if plain else "",
             config=", ".join(f"{k} {v}" for k, v in info["config"].items() if not isinstance(v, list)),
             versions=", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
             device=provenance["device"],
