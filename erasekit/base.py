@@ -7,6 +7,7 @@ import torch
 
 from .checks import check_unet, unet_of
 from .provenance import fingerprint
+from .sampling import noise_schedule
 
 BF16 = torch.bfloat16
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")  # with a dot, prefixes of a delta's tensors that are theirs
@@ -23,9 +24,7 @@ def networks_of(model, names) -> dict[str, torch.nn.Module]:
     for part in changed_encoders(names):
         networks[f"{part}."] = getattr(pipe, part, None)
         if networks[f"{part}."] is None:
-            raise ValueError(
-                f"{type(pipe).__name__} has no {part}, which this erasure changes: give the whole pipeline"
-            )
+            raise ValueError(f"{type(pipe).__name__} has no {part}, which this erasure changes: give the pipeline")
     return networks
 
 
@@ -92,6 +91,7 @@ def check_base(model, info: dict, what: str, changes=()) -> None:
         parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
         then = {name: value for name, value in info["components"].items() if name in parts}
         other = [name for name, value in then.items() if not is_same(parts[name], value, bf16.get(name))]
+        other += ["noise schedule"] * (info.get("noise") not in (None, noise_schedule(pipe)))
         if base := [name for name in changed_encoders(changes) if name in other]:
             raise ValueError(
                 f"the {what} was made for another {base[0]}: load that base, or remove the erasure that is applied to it"

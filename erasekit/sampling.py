@@ -1,6 +1,7 @@
 """Prompts and seeds in, images out: one deterministic DDIM loop for every method."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 
@@ -16,6 +17,8 @@ from .conditioning import Conditioning, encode, predict_noise
 KEY_HALVES = ("conditional", "both")
 SAMPLERS = ("ddim",)
 PREDICTIONS = ("epsilon", "v_prediction")
+NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
+NOISE += ("prediction_type",)
 
 
 class Guidance:
@@ -61,6 +64,19 @@ def initial_noise(pipe, seeds: list[int]) -> Tensor:
     return torch.stack(noise).to(pipe.device, pipe.unet.dtype)
 
 
+def ddim_scheduler(pipe) -> DDIMScheduler:
+    """DDIM with the noise schedule of a pipeline's scheduler. Raises NotImplementedError for one that DDIM does not have."""
+    # The schedule is named: DDIM would replace what is another class's default by its own.
+    return DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, **noise_schedule(pipe))
+
+
+def noise_schedule(pipe) -> dict:
+    """What decides a scheduler's noise schedule, and what the U-Net predicts, whatever the solver."""
+    config = pipe.scheduler.config
+    values = {name: getattr(config[name], "tolist", lambda v=config[name]: v)() for name in NOISE if name in config}
+    return {name: value for name, value in values.items() if value}  # not every class has all that are off
+
+
 @torch.no_grad()
 def ddim(
     pipe, guide: Callable[[Tensor, Tensor, int], Tensor], latents: Tensor, steps: int, prompts: list[str] = ()
@@ -69,7 +85,7 @@ def ddim(
 
     Raises FloatingPointError with the prompt and the step at which latents stopped being finite. `prompts` serve that sentence.
     """
-    scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    scheduler = ddim_scheduler(pipe)
     most = scheduler.config.num_train_timesteps - scheduler.config.steps_offset
     check_number("number of DDIM steps", steps, 1, whole=True, most=most)
     scheduler.set_timesteps(steps)
@@ -128,24 +144,29 @@ def sample_batches(
     batch_size: int = 50,
     autocast: Callable | None = None,
     batches: list[slice] | None = None,
-    sampler: str = "ddim",
+    sampler: str | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Images batch by batch, each with the slice of prompts it is for.
 
     `erasure`: sample from its public model, whatever the method (weights, adapters or guidance). `key`: a learnable prompt on
     the "conditional" half of guidance or on "both"; guidance subtracts the unconditional half, so a key on both cancels part
     of itself. `autocast` makes the context the networks run in, by default a world's own. `batches`: only these slices.
-    `sampler`: "ddim", whatever the pipeline's own scheduler, whose noise schedule it takes. Raises ValueError for an impossible
-    request, key or pipeline, and FloatingPointError for latents or images that are not finite.
+    `sampler`: "ddim", with the noise schedule of the pipeline's own scheduler; None, the default, is the same, with a warning
+    where a pipeline's scheduler is of another kind. Raises ValueError for an impossible request, key or pipeline, and
+    FloatingPointError for latents or images that are not finite.
     """
+    sampler = sampler or getattr(pipe, "sampler", None)
     autocast, pipe = autocast or getattr(pipe, "autocast", nullcontext), getattr(pipe, "pipe", pipe)
     prompts, seeds = check_request(prompts, seeds)
     check_choice("key_half", key_half, KEY_HALVES)
-    check_choice("sampler", sampler, SAMPLERS)
+    check_choice("sampler", sampler or "ddim", SAMPLERS)
     check_number("num_inference_steps", num_inference_steps, 1, whole=True)
     check_number("guidance_scale", guidance_scale, -math.inf)
     batch_size = check_number("batch_size", batch_size, 1, whole=True)
     check_pipe(pipe)
+    if not sampler and not isinstance(pipe.scheduler, DDIMScheduler):
+        kind = type(pipe.scheduler).__name__
+        warnings.warn(f"drawn by DDIM, not by {kind}: say sampler='ddim', or call the pipeline", stacklevel=2)
     if key is not None:
         check_key(pipe.unet, key)
     if not (erasure is None or hasattr(erasure, "applied")):
@@ -180,7 +201,8 @@ def check_pipe(pipe) -> None:
             f"{type(pipe).__name__} has no {missing[0]}: accepted are worlds and diffusers pipelines of Stable Diffusion 1, 2, XL"
         )
     scheduler, kind = pipe.scheduler, getattr(pipe.scheduler.config, "prediction_type", None)
-    if kind not in PREDICTIONS or getattr(scheduler, "alphas_cumprod", None) is None:
+    own = getattr(scheduler, "alphas_cumprod", None) if kind in PREDICTIONS else None
+    if own is None or (own.cpu() - ddim_scheduler(pipe).alphas_cumprod).abs().max() > 1e-6:
         raise ValueError(
             f"{type(scheduler).__name__} with prediction type {kind!r} has no noise schedule that DDIM can follow: accepted are "
             f"schedulers with alphas_cumprod and prediction type {' or '.join(PREDICTIONS)}"

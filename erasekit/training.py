@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -19,6 +18,7 @@ from .checkpoints import optimizer_state, read_tensors, restore_optimizer, seede
 from .checks import as_texts, check_choice, check_concepts, check_numbers, check_unet
 from .conditioning import Conditioning, encode, predict_noise
 from .provenance import provenance
+from .sampling import ddim_scheduler
 from .trajectories import TRAJECTORIES, make_pool
 from .world import as_world
 
@@ -230,7 +230,7 @@ class Trainer:
     def on_policy(self, index: Tensor, generator: torch.Generator):
         """What `LatentPool.sample` returns, from new trajectories of theta': 50 DDIM steps, guidance 3, stopped anywhere."""
         n, pipe = self.config.batch_size, self.world.pipe
-        scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+        scheduler = ddim_scheduler(pipe)
         scheduler.set_timesteps(ON_POLICY_STEPS)
         stops = torch.randint(ON_POLICY_STEPS, (n,), generator=generator)
         side = pipe.unet.config.sample_size
@@ -327,7 +327,7 @@ class Trainer:
 def without_steps(identity: dict) -> dict:
     """The run's identity without `steps`, so that a longer run may resume a shorter one, and what early files lack."""
     config = {name: value for name, value in identity["config"].items() if name != "steps"}
-    return identity | {"bf16": None, "config": config}
+    return identity | {"bf16": None, "noise": None, "config": config}
 
 
 def optimizer_step(optimizer: torch.optim.Optimizer, loss: Tensor, parameters, clip: float | None = None) -> None:

@@ -16,7 +16,7 @@ from .base import networks_of, part_hashes
 from .checks import as_texts, check_choice, check_concepts
 from .conditioning import encode, token_embeddings, token_ids
 from .provenance import fingerprint
-from .sampling import check_pipe
+from .sampling import check_pipe, noise_schedule
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -45,6 +45,7 @@ class World:
     pool_defaults: dict = field(default_factory=dict, repr=False)
     train_defaults: ClassVar[dict] = {}
     lr_scale: ClassVar[float] = 1.0
+    sampler: ClassVar[str] = "ddim"  # of `sample`, whatever the pipeline's scheduler
     batch_size: ClassVar[int] = 100  # images sampled at once
     keeps_images: ClassVar[bool] = False  # whether studies store images and erasures, so that long sampling resumes
 
@@ -98,11 +99,11 @@ class World:
 
     @property
     def identity(self) -> dict:
-        """What artefacts name: the world, the hashes of its U-Net ("base"), its other parts and of all in bf16, and the
-        erasures before it, if any."""
+        """What artefacts name: the world, the hashes of its U-Net ("base"), its other parts and of all in bf16, its noise
+        schedule, and the erasures before it, if any."""
         parts = {name: value for name, value in part_hashes(self.pipe).items() if name != "unet"}
         parts["scheduler"] = hashlib.sha256(json.dumps(scheduler_settings(self.pipe)).encode()).hexdigest()
-        about = {"world": self.name, "base": self.fingerprint, "components": parts}
+        about = {"world": self.name, "base": self.fingerprint, "components": parts, "noise": noise_schedule(self.pipe)}
         about["bf16"] = part_hashes(self.pipe, torch.bfloat16)
         return about | ({"chain": [dict(link) for link in self.chain]} if self.chain else {})
 
@@ -166,6 +167,12 @@ class World:
         if not self.is_style(concept):
             return [(self.prompt(concept), "")]
         return [(self.prompt(o, concept), self.prompt(o)) for o in self.retained]
+
+    def paraphrases(self, concept: str) -> list[tuple[str, str]]:
+        """`prompt_pairs` in all training templates, for methods that edit by text alone."""
+        if not self.is_style(concept):
+            return [(self.format_prompt(t, concept), "") for t in self.train_templates]
+        return self.prompt_pairs(concept)
 
     def anchor(self, concept: str) -> str:
         """The retained concept whose prompt is nearest in the text encoder, by cosine. Raises ValueError without any."""

@@ -146,7 +146,7 @@ sys.path.insert(0, {tests!r})
 import torch
 from conftest import make_toy
 from erasekit import paths
-from erasekit.distributed import rank_and_count
+from erasekit.worlds.distributed import rank_and_count
 from erasekit.evaluation.images import image_strip, sample_images
 from erasekit.studies.kit.cache import cached
 

@@ -1,5 +1,6 @@
 """Records: computed once, loaded while settings, world and version are the same, and clear about where they come from."""
 
+import copy
 import json
 import subprocess
 from dataclasses import dataclass
@@ -223,6 +224,19 @@ def test_an_unknown_study_and_a_plain_world_are_refused(sentence):
         with pytest.raises(ValueError) as error:
             studies.run(*arguments)
         assert named in sentence(error)
+
+
+@pytest.mark.parametrize("part", ["scheduler", "text_encoder"])
+def test_a_bundled_world_with_a_part_changed_has_other_records(world, part):
+    changed, parts = copy.copy(world), world.pipe.components
+    assert studies._identify(world)[0] == studies._identify("emojinette")[0]
+    if part == "scheduler":
+        other = type(parts[part]).from_config(dict(parts[part].config) | {"beta_end": 0.02})
+    else:
+        other = copy.deepcopy(parts[part])
+        next(other.parameters()).data += 1
+    changed.pipe = type(world.pipe)(**parts | {part: other}, requires_safety_checker=False)
+    assert studies._identify(changed)[0]["hash"] == changed.version[:16] != studies._identify(world)[0]["hash"]
 
 
 def test_stable_diffusion_overrides_settings():

@@ -8,18 +8,27 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import SHORT, reconfigured
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+    TCDScheduler,
+)
 
 from erasekit.artifacts import Erasure, key_path, load_key
 from erasekit.baselines import METHODS, erase, method_config
 from erasekit.baselines.masks import concept_positions
 from erasekit.baselines.sld import SLD
 from erasekit.conditioning import encode
-from erasekit.distributed import rank_and_count
 from erasekit.kpop import KPOP, kpop
 from erasekit.provenance import fingerprint
-from erasekit.sampling import sample
+from erasekit.sampling import ddim_scheduler, sample
 from erasekit.world import World, as_world
+from erasekit.worlds.distributed import rank_and_count
+from erasekit.worlds.emojinette.networks import make_scheduler
 
 
 def draw(model, prompt="a church", **how):
@@ -137,12 +146,23 @@ def test_pools_follow_a_changed_text_encoder(own):
     assert len(own.trajectories) == 2 * count
 
 
+def with_scheduler(pipe, kind, **changes):
+    """Swap a pipeline's scheduler for another with the toy's noise schedule, as users do."""
+    pipe.scheduler = kind.from_config(dict(make_scheduler().config) | changes)
+
+
 def test_files_name_every_part_and_warn_of_another(erasure, own, tmp_path):
     erasure.save(tmp_path)
     assert set(erasure.info["components"]) == {"text_encoder", "vae", "scheduler"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Erasure.load(tmp_path, own)
+        with_scheduler(own.pipe, EulerDiscreteScheduler, timestep_spacing="trailing")  # solvers are free
+        Erasure.load(tmp_path, own)
+    with_scheduler(own.pipe, DDIMScheduler, beta_end=0.02)
+    with pytest.warns(UserWarning, match="made beside another noise schedule"):
+        Erasure.load(tmp_path, own)
+    with_scheduler(own.pipe, DDIMScheduler)
     next(own.pipe.text_encoder.parameters()).data += 1
     for load in (lambda: Erasure.load(tmp_path, own), lambda: load_key(key_path(tmp_path, "dog"), own)):
         with pytest.warns(UserWarning, match="made beside another text_encoder"):
@@ -248,6 +268,32 @@ def test_a_scheduler_that_ddim_cannot_honour_is_refused(toy, scheduler, message,
     pipe = type(toy.pipe)(**toy.pipe.components | {"scheduler": scheduler}, requires_safety_checker=False)
     for call in (lambda: draw(pipe), lambda: erase(pipe, ["dog"], "uce"), lambda: World(pipe)):
         refused(ValueError, message, call)
+
+
+@pytest.mark.parametrize("kind", [HeunDiscreteScheduler, LCMScheduler, TCDScheduler, EulerDiscreteScheduler])
+def test_sampling_takes_the_noise_schedule_of_any_scheduler(own, kind):
+    """Its class's own defaults too, which are not DDIM's: they were Stable Diffusion's betas, and became others."""
+    given = {} if kind is not EulerDiscreteScheduler else {"beta_start": 0.00085, "beta_schedule": "scaled_linear"}
+    own.pipe.scheduler = kind(**given)
+    assert torch.allclose(ddim_scheduler(own.pipe).alphas_cumprod, own.pipe.scheduler.alphas_cumprod)
+    images = draw(own)
+    own.pipe.scheduler = DDIMScheduler(
+        **{n: own.pipe.scheduler.config[n] for n in ("beta_start", "beta_end", "beta_schedule")}
+    )
+    assert torch.equal(images, draw(own))
+    own.pipe.scheduler = CogVideoXDDIMScheduler()
+    with pytest.raises(ValueError, match="no noise schedule that DDIM can follow"):
+        draw(own)
+
+
+def test_ddim_beside_a_scheduler_of_another_kind_is_named(own):
+    plain = draw(own.pipe)
+    with_scheduler(own.pipe, EulerDiscreteScheduler)
+    with pytest.warns(UserWarning, match="^drawn by DDIM, not by EulerDiscreteScheduler: say sampler='ddim'"):
+        assert torch.equal(draw(own.pipe), plain)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(draw(own.pipe, sampler="ddim"), plain) and torch.equal(draw(own), plain)
 
 
 def test_an_ip_adapter_or_an_inpainting_unet_is_refused(own, toy, refused):

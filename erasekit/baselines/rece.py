@@ -8,16 +8,7 @@ from torch import Tensor
 
 from ..artifacts import Erasure
 from .registry import method, untrained_erasure
-from .uce import (
-    UCE,
-    edited_weights,
-    key_value_weights,
-    paraphrases,
-    retained_vectors,
-    ridge,
-    sequence_vectors,
-    to_delta,
-)
+from .uce import UCE, edited_weights, key_value_weights, retained_vectors, ridge, sequence_vectors, to_delta
 
 
 @dataclass(frozen=True)
@@ -38,7 +29,7 @@ def rece(world, concepts: list[str], config: RECE | None = None) -> Erasure:
     """
     config, began = config or RECE(), time.time()
     weights, original = edited_weights(world, concepts, config), key_value_weights(world.pipe.unet)
-    olds, news = zip(*(pair for concept in concepts for pair in paraphrases(world, concept)))
+    olds, news = zip(*(pair for concept in concepts for pair in world.paraphrases(concept)))
     c, empty = sequence_vectors(world.pipe, list(olds)), sequence_vectors(world.pipe, list(news))
     P = retained_vectors(world, config.retain)
     for _ in range(config.rounds):

@@ -56,16 +56,15 @@ def negative_prompting(world, concepts: list[str], config: NegativePrompting | N
 def guided(world, concepts: list[str], config, name: str, began: float, rule: dict) -> Erasure:
     """An erasure without tensors. All concepts share one prompt, as the published unsafe text lists its terms."""
     check_concepts(concepts)
-    rule["concept_text"], limit = joint_prompt(world, concepts), world.pipe.tokenizer.model_max_length
-    sizes = [
-        len(token_ids(world.pipe, joint_prompt(world, concepts[: n + 1]), cut=False)) for n in range(len(concepts))
-    ]
+    limit = world.pipe.tokenizer.model_max_length
+    texts = [joint_prompt(world, concepts[: n + 1]) for n in range(len(concepts))]
+    sizes = [len(token_ids(world.pipe, text, cut=False)) for text in texts]
     if sizes[-1] > limit:
         fit = sum(size <= limit for size in sizes)
         raise ValueError(
             f"{name!r} names all concepts in one text, and {fit} of {len(concepts)} fit its {limit} tokens: erase fewer"
         )
-    return untrained_erasure(world, concepts, config, name, began, guidance=rule)
+    return untrained_erasure(world, concepts, config, name, began, guidance=rule | {"concept_text": texts[-1]})
 
 
 def joint_prompt(world, concepts: list[str]) -> str:

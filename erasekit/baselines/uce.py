@@ -44,7 +44,7 @@ def uce(world, concepts: list[str], config: UCE | None = None) -> Erasure:
 def edited_weights(world, concepts: list[str], config: UCE) -> dict[str, Tensor]:
     """UCE's edit of every key and value matrix, double precision."""
     check_concepts(concepts)
-    pairs = [pair for concept in concepts for pair in paraphrases(world, concept)]
+    pairs = [pair for concept in concepts for pair in world.paraphrases(concept)]
     olds, news = zip(*(phrase_vectors(world.pipe, *pair, config.vectors) for pair in pairs))
     C, target, P = torch.cat(olds), torch.cat(news), retained_vectors(world, config.retain)
     beta = max(0.1, 1 / max(1, len(config.retain)))
@@ -52,13 +52,6 @@ def edited_weights(world, concepts: list[str], config: UCE) -> dict[str, Tensor]
         name: ridge(W, [(config.alpha, C, target @ W.T), (beta, P, P @ W.T)], config.lam)
         for name, W in key_value_weights(world.pipe.unet).items()
     }
-
-
-def paraphrases(world, concept: str) -> list[tuple[str, str]]:
-    """`world.prompt_pairs` in all training templates."""
-    if not world.is_style(concept):
-        return [(world.format_prompt(t, concept), "") for t in world.train_templates]
-    return world.prompt_pairs(concept)
 
 
 def key_value_weights(unet) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 
 from .. import paths
 from ..attention import Prompt
-from ..distributed import rank_and_count
 from ..sampling import sample_batches
+from ..worlds.distributed import rank_and_count
 
 VERSION = 1  # part of the cache's key: raise it when sampling should give other images
 

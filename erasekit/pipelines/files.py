@@ -240,9 +240,7 @@ def to_lora(erasure: Erasure, base, path: Path, rank: int, layout: str = "peft")
         raise ValueError(f"a LoRA cannot be named {Path(path).name!r}: accepted is a name that ends in .safetensors")
     check_plain(erasure, "LoRA")
     if changed := changed_encoders(erasure.delta):
-        raise ValueError(
-            f"{changed[0]} is changed, which no LoRA written here can hold: share the delta, or a checkpoint"
-        )
+        raise ValueError(f"{changed[0]} is changed, which no LoRA written here holds: share the delta or a checkpoint")
     theta = erasure.scaled(base, 0.0).delta  # the base's own tensors; refuses another base
     steps = {name: tensor.detach().cpu().float() - theta[name] for name, tensor in erasure.delta.items()}
     unet = unet_of(base)

@@ -36,9 +36,7 @@ TEXT = re.compile(
 LORA = re.compile(r"(.+?)(?:\.lora_(A|B|down|up)(?:\.\w+)?\.weight|[._]lora\.(down|up)\.weight|\.alpha)")
 BF16_ROUNDING = 2**-8 + 2**-11, 2**-24  # largest relative and absolute step from bf16 to fp16 or fp32
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-ACCEPTED = (
-    "edited weights of the U-Net or a text encoder, either of them whole, a pipeline, a checkpoint, a LoRA of the U-Net"
-)
+ACCEPTED = "edited weights of the U-Net or a text encoder, either whole, a pipeline, a checkpoint, a LoRA of the U-Net"
 
 
 def read(path: Path, base, method: str = "theirs", concepts=()) -> Erasure:
@@ -81,9 +79,8 @@ def read(path: Path, base, method: str = "theirs", concepts=()) -> Erasure:
             delta[name] = tensor.reshape(theta[name].shape).contiguous()
     if not delta:
         raise ValueError(f"{path} changes nothing: its {len(tensors)} tensors are those of the base")
-    if {name for name, p in unet.named_parameters() if p.ndim > 1} <= set(
-        delta
-    ):  # others may be as they were initialised
+    matrices = {name for name, p in unet.named_parameters() if p.ndim > 1}  # others may be as they were initialised
+    if matrices <= set(delta):
         warnings.warn(
             f"{path} differs from the base in every layer: it may have been made from another base", stacklevel=2
         )
@@ -158,7 +155,7 @@ def _read_file(path: Path, base, config: dict | None = None) -> tuple[str, dict[
         return "checkpoint", _checkpoint(path, tensors, base)
     if any(name.startswith(TEXT_LORA) or (TEXT.fullmatch(name) and LORA.fullmatch(name)) for name in tensors):
         raise ValueError(
-            f"{path} has a LoRA of a text encoder: fuse it into a pipeline, save that as a folder, and read it"
+            f"{path} has a LoRA of a text encoder: fuse it into a pipeline, and read that, saved as a folder"
         )
     if any(LORA.fullmatch(name) and not name.endswith(".alpha") for name in tensors):
         if "lora_adapter_metadata" in metadata:

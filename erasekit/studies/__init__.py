@@ -83,7 +83,7 @@ def _identify(world) -> tuple[dict, Callable]:
     if isinstance(world, str) and world in worlds.BUNDLED:
         return {"name": world, "hash": bundled_hash(world)}, load_world
     loaded = load_world()
-    bundled = loaded.name in worlds.BUNDLED and loaded.parent is None
+    bundled = loaded.name in worlds.BUNDLED and getattr(loaded, "as_loaded", None) == loaded.pipeline_hash
     return {"name": loaded.name, "hash": bundled_hash(loaded.name) if bundled else loaded.version[:16]}, load_world
 
 

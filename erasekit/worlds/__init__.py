@@ -1,6 +1,7 @@
 """Worlds to erase concepts in: the bundled ones, and Stable Diffusion."""
 
 import re
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
 
@@ -25,14 +26,10 @@ def load(world: str = "emojinette", device: str | None = None, precision: str = 
 
     device = choose_device(device)
     precision = choose_precision(device, precision)
-    if world == "emojinette":
-        from .emojinette.world import load as load_emojinette
-
-        return load_emojinette(device, precision, **options)
-    if world == "emojinette2":
-        from .emojinette2.world import load as load_emojinette2
-
-        return load_emojinette2(device, precision, **options)
+    if world in BUNDLED:
+        loaded = import_module(f".{world}.world", __name__).load(device, precision, **options)
+        loaded.as_loaded = loaded.pipeline_hash  # by which records see that a part was changed since
+        return loaded
     from .stable_diffusion import load as load_stable_diffusion
 
     return load_stable_diffusion(world, device, precision, **options)

@@ -3,8 +3,8 @@
 import torch
 
 from ..checks import check_choice
-from ..distributed import rank_and_count
 from ..world import PRECISIONS
+from .distributed import rank_and_count
 
 
 def choose_device(given=None) -> str:

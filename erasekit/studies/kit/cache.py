@@ -11,8 +11,8 @@ from dataclasses import asdict
 from PIL import Image
 
 from ... import paths
-from ...distributed import rank_and_count
 from ...provenance import provenance
+from ...worlds.distributed import rank_and_count
 
 _EARLIER: ContextVar[list[float] | None] = ContextVar("earlier_seconds", default=None)
 

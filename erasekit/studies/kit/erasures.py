@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 
 from ... import paths
-from ...distributed import main_process_first, rank_and_count
+from ...worlds.distributed import main_process_first, rank_and_count
 from .cache import cached, digest, settings_dict
 from .given import Given, check_given, is_given
 from .records import Record

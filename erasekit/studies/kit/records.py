@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from ... import paths
-from ...distributed import rank_and_count
 from ...provenance import provenance
+from ...worlds.distributed import rank_and_count
 
 
 class StoredImages(Mapping):
