@@ -75,7 +75,7 @@ def test_sizes():
     assert [path.name for path, count in lines.items() if count > 350] == []
     assert sum(count for path, count in lines.items() if path.parent == PACKAGE) <= 2520
     leaving = sum(count for path, count in lines.items() if path.parent == PACKAGE / "worlds" / "emojinette")
-    assert sum(lines.values()) - leaving <= 14_600, "the first world leaves when all tables stand on the second"
+    assert sum(lines.values()) - leaving <= 14_800, "the first world leaves when all tables stand on the second"
 
 
 @pytest.mark.parametrize("heavy", ["torch", "diffusers", "open_clip", "matplotlib", "pandas"])
