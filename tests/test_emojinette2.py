@@ -416,6 +416,6 @@ def test_studies_know_a_bundled_world_without_loading_it(monkeypatch):
     found, reason = studies.find("world", "emojinette2", "full")
     assert found is None and reason == "there is no record yet"
     monkeypatch.setattr(studies, "bundled_hash", lambda world: f"hash of {world}")
-    loaded = SimpleNamespace(name="emojinette2", groups={}, parent=None)
+    loaded = SimpleNamespace(name="emojinette2", groups={}, pipeline_hash="a", as_loaded="a")
     monkeypatch.setattr(studies, "_load", lambda world: loaded)
     assert studies._identify("emojinette2")[0] == studies._identify(loaded)[0]

@@ -113,7 +113,8 @@ def test_a_network_starts_from_the_tokens_and_also_makes_untrained_concepts_keys
 
 
 def refusals(toy, prompt):
-    narrow = MECHANISMS["projected"](prompt.k[:, :5], prompt.v[:, :5])
+    projected = initial(toy, "projected")
+    narrow = replace(projected, k=projected.k[..., :5], v=projected.v[..., :5])
     return {
         "unknown mechanism 'stapled': .*network": lambda: KPOP(mechanism="stapled"),
         "unknown concept in train_keys_for 'dog'": lambda: kpop(toy, ["church"], KPOP(train_keys_for=("dog",))),
