@@ -12,7 +12,7 @@ from erasekit import paths
 from erasekit.tools import notebooks
 
 FILES = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
-MAX_LINES, MAX_BYTES, MAX_WORDS = 25, 480_000, 25
+MAX_LINES, MAX_BYTES, MAX_WORDS = 25, 400_000, 25
 MACHINE = re.compile(r"/(?:home|root|work|tmp|Users|content)/")
 
 

@@ -12,7 +12,7 @@ NOTEBOOK, VERSION, UNIT = "01_world", 1, "images a word"
 
 CLOSE = 0.3  # of the norm: two words nearer than this are hardly told apart
 NONSENSE = ("blorfin", "quimble", "zaxter", "frondle")
-SHOWN, SHOWN_PAIRS = 6, 4  # columns of the figure of attention
+SHOWN, SHOWN_PAIRS, SHOWN_WORDS = 6, 4, 36  # columns of the figure of attention, and unseen words in theirs
 # What the second world is asked for; the bar of a rate or an area is the least, of the others the most.
 BARS = {"closer": 0, "auc": 0.75, "below half": 10, "pair auc": 0.75, "both": 60, "top-1": 50, "top-5": 70, "l1": 0.03}
 
@@ -45,8 +45,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
 
     names = [name for name in world.concepts("all") if name in world.judge.objects]
     classes, strips = list(world.concepts("classes")), {}
-    data = {"N": s.seeds, "seeds": [0, s.seeds - 1], "styles": list(world.styles)}
-    data["own token"] = own_tokens(world, [*world.concepts("all")])
+    data = {"N": s.seeds, "seeds": [0, s.seeds - 1], "styles": list(world.styles), "own token": own_tokens(world)}
 
     def generate(rows, progress):
         """Images of (prompt, seed) pairs."""
@@ -86,7 +85,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     return data, strips
 
 
-def own_tokens(world, names: list[str]) -> dict:
+def own_tokens(world) -> dict:
     """How far the text encoder's outputs at objects' own tokens are apart, as a share of their norm, and what is nearest.
 
     Objects of one token, each in its prompt.
@@ -96,7 +95,7 @@ def own_tokens(world, names: list[str]) -> dict:
     from ..baselines.masks import concept_positions
     from ..conditioning import encode, token_ids
 
-    pipe, names = world.pipe, [name for name in names if len(token_ids(world.pipe, name)) == 3]
+    pipe, names = world.pipe, [name for name in world.concepts("all") if len(token_ids(world.pipe, name)) == 3]
     tokens = encode(pipe, [world.prompt(name) for name in names]).tokens.float().cpu()
     where = [concept_positions(pipe, world.prompt(name), name)[0] for name in names]
     own = tokens[torch.arange(len(names)), where]
@@ -278,27 +277,24 @@ def figures(record) -> dict:
 
 
 def unseen_figure(record, columns: int = 12):
-    """Each word's first image; below it the word, and the object that the judge sees."""
+    """The first words' first images; below, the word and what the judge sees. Outlined: not the object meant."""
     from .kit import plots
 
     words, images = record.data["unseen"]["words"], plots.tiles(record, "unseen")
     rows, captions, outlined = {}, {}, []
-    for n, ((word, about), image) in enumerate(zip(words.items(), images)):
+    for n, ((word, about), image) in enumerate([*zip(words.items(), images)][:SHOWN_WORDS]):
         row, column = divmod(n, columns)
         rows.setdefault(" " * (row + 1), []).append(image)
         captions[row, column] = f"{word}:\n{about['seen']}"
         outlined += [(row, column)] if about["seen"] != about["object"] else []
-    figure = plots.image_grid(rows, captions=captions, outlined=outlined, size=0.75)
-    figure.suptitle("word of no caption: what the judge sees; outlined, it is not the object meant", fontsize=9)
-    return figure
+    return plots.image_grid(rows, captions=captions, outlined=outlined, size=0.75)
 
 
 def attention_figure(record):
     """Images, and the attention to each thing's word laid over them."""
     from .kit import plots
 
-    data, images = record.data, plots.tiles(record, "attention")
-    singles = data["attention"]["shown"]
+    data, images, singles = record.data, plots.tiles(record, "attention"), record.data["attention"]["shown"]
     rows = {
         "image": images,
         "attention to\nthe word": [overlay(i, m) for i, m in zip(images, data["attention"]["maps"])],

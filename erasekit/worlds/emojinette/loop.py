@@ -3,14 +3,12 @@
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from tqdm.auto import tqdm
 
 from ... import paths
 from ...checkpoints import optimizer_state, read_tensors, restore_optimizer, write_tensors
-from ..device import fast_bf16
 
 SAVE_EVERY = 120  # seconds between checkpoints
 
@@ -21,11 +19,6 @@ def one_cycle(step: int, steps: int, peak: float) -> float:
     if step < warm:
         return peak * (step + 1) / warm
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
-
-
-def autocast(device: str):
-    """bf16 where the processor multiplies it natively, else fp32: emulated bf16 is slower than fp32."""
-    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16) if fast_bf16(device) else nullcontext()
 
 
 def fit(

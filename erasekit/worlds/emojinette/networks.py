@@ -1,45 +1,20 @@
-"""The parts of the miniature Stable Diffusion: diffusers and transformers classes at small sizes."""
+"""The parts of the miniature Stable Diffusion at small sizes; most are the second world's."""
 
 import json
+from functools import partial
 
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-LATENT_SIZE = 16  # width and height of a latent
+from ..emojinette2 import networks
+
+CHANNELS = 4  # of the latent
 MAX_TOKENS = 24  # context of the text encoder; the longest caption has 18 tokens
-TEXT_WIDTH = 192  # of the text embeddings
+TEXT_WIDTH = networks.WIDTH  # of the text embeddings
 
-
-def make_vae() -> AutoencoderKL:
-    """f = 4: 64 x 64 x 3 images become 16 x 16 x 4 latents."""
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(32, 64, 96),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=16,
-        mid_block_add_attention=False,
-        sample_size=64,
-        scaling_factor=1.0,  # train_vae normalises each latent channel inside the quantisation layers
-    )
-
-
-def make_unet() -> UNet2DConditionModel:
-    """Seven attn2 layers at 8 x 8 and 4 x 4, and none at 16 x 16, where attention would cost most."""
-    return UNet2DConditionModel(
-        sample_size=LATENT_SIZE,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(64, 128, 192),
-        layers_per_block=1,
-        attention_head_dim=2,  # diffusers reads this as the number of heads
-        cross_attention_dim=TEXT_WIDTH,
-        norm_num_groups=16,
-    )
+make_vae = partial(networks.make_vae, CHANNELS)
+make_unet = partial(networks.make_unet, CHANNELS)
+make_scheduler = networks.make_scheduler
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -76,15 +51,3 @@ def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
     vocabulary = {piece: n for n, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
-
-
-def make_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )

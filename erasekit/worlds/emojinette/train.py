@@ -15,9 +15,11 @@ from tqdm.auto import tqdm
 from ...checkpoints import seeded
 from ...paths import MODELS
 from ...pipelines import files
+from ..emojinette2.fit import autocast
+from ..emojinette2.networks import load_in_float32
 from . import judges, networks
 from .art import BACKGROUNDS, TEMPLATES, Art, caption, load_art
-from .loop import autocast, fit
+from .loop import fit
 
 STEPS = {"vae": 2400, "unet": 4400, "judge": 1200, "clip": 2000}
 SEED = 0
@@ -160,9 +162,7 @@ def save_pipeline(vae, unet, text_encoder, tokenizer, folder: Path) -> None:
     )
     pipeline.unet.set_default_attn_processor()
     files.save_pipeline(pipeline.to(dtype=torch.float16), folder)
-    # Without a dtype, diffusers loads its parts in float32, but transformers obeys this entry: make them agree.
-    config = folder / "text_encoder" / "config.json"
-    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    load_in_float32(folder / "text_encoder")
 
 
 def main(parts: list[str], device: str, scale: float, compiled: bool) -> None:

@@ -11,37 +11,10 @@ from ...checkpoints import seeded
 from ...paths import DATA, MODELS
 from ...provenance import bundled_hash
 from ..benchmark import Benchmark
+from ..emojinette2.groups import NEIGHBOURS, RETAINED, SPLITS, TUNING, TUNING_KEPT
+from ..emojinette2.judges import Judge, load_clip
 from .art import caption, load_art
-from .judges import Judge, load_clip, train_clip
-
-# The paper's four splits of Imagenette by the emoji nearest to each class: these five are erased, the other five kept.
-SPLITS = {
-    "S1": ("videocassette", "church", "articulated lorry", "parachute", "postal horn"),
-    "S2": ("carpentry saw", "dog", "fuel pump", "flag in hole", "fish"),
-    "S3": ("videocassette", "carpentry saw", "church", "fuel pump", "fish"),
-    "S4": ("dog", "postal horn", "articulated lorry", "flag in hole", "parachute"),
-}
-
-# Trained on by methods that retain concepts, and therefore in no table of what was kept.
-RETAINED = ("bear", "castle", "tractor", "guitar", "penguin", "umbrella", "telephone", "hammer", "banana", "cactus")
-
-# Operating points are chosen on these, five erased and five kept, which no table reports either.
-TUNING = ("owl", "bicycle", "hamburger", "helicopter", "mushroom")
-TUNING_KEPT = ("rabbit", "locomotive", "pizza", "sailboat", "tulip")
-
-# The objects most similar to each class, in looks or meaning, among those that no method sees.
-NEIGHBOURS = {
-    "videocassette": ("radio", "television", "camera"),
-    "church": ("house", "mosque", "hospital"),
-    "articulated lorry": ("bus", "fire engine", "ambulance"),
-    "parachute": ("balloon", "top hat"),
-    "postal horn": ("trumpet", "saxophone", "violin"),
-    "carpentry saw": ("wrench", "screwdriver", "axe"),
-    "dog": ("fox", "wolf", "cat"),
-    "fuel pump": ("battery", "printer"),
-    "flag in hole": ("ladder", "tent"),
-    "fish": ("shark", "whale", "duck"),
-}
+from .judges import train_clip
 
 EVAL_TEMPLATES = {
     "an emoji of": ("an emoji of a {}", None, "white"),

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -27,12 +26,12 @@ def make_vae(channels: int = CHANNELS) -> AutoencoderKL:
     )
 
 
-def make_unet() -> UNet2DConditionModel:
+def make_unet(channels: int = CHANNELS) -> UNet2DConditionModel:
     """Seven attn2 layers at 8 x 8 and 4 x 4; none at 16 x 16, which is what makes it cheap."""
     return UNet2DConditionModel(
         sample_size=LATENT,
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
+        in_channels=channels,
+        out_channels=channels,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(64, 128, 192),
@@ -76,8 +75,3 @@ def make_scheduler() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
     )
-
-
-def count(module: torch.nn.Module) -> int:
-    """Number of parameters."""
-    return sum(p.numel() for p in module.parameters())
