@@ -51,10 +51,10 @@ def latent_pool(art: Art, vae: AutoencoderKL, without: Sequence[str], chunks: in
             parts = images.contiguous(memory_format=torch.channels_last).split(32)
             means = [vae.encode(part.to(vae.device)).latent_dist.mean for part in parts]
             tensors = {"latents": torch.cat(means).half().cpu()}
-            meta = [[*p.objects, p.style, p.background] for p in drawn]
+            meta = {"shown": [[*p.objects, p.style, p.background] for p in drawn]}
             write_tensors(path, tensors, meta)
         latents.append(tensors["latents"])
-        shown += [pictures.Picture(tuple(each[:-2]), each[-2], each[-1]) for each in meta]
+        shown += [pictures.Picture(tuple(each[:-2]), each[-2], each[-1]) for each in meta["shown"]]
     return torch.cat(latents), shown
 
 
