@@ -1,4 +1,4 @@
-"""Prompts and seeds in, images out: one deterministic DDIM loop for every method."""
+"""Prompts and seeds in, images out: one deterministic sampling loop for every method."""
 
 import math
 import warnings
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -15,7 +15,7 @@ from .checks import as_texts, check_choice, check_number
 from .conditioning import Conditioning, encode, predict_noise
 
 KEY_HALVES = ("conditional", "both")
-SAMPLERS = ("ddim",)
+SAMPLERS = {"ddim": DDIMScheduler, "dpm-solver++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
 PREDICTIONS = ("epsilon", "v_prediction")
 NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 NOISE += ("prediction_type",)
@@ -64,8 +64,13 @@ def initial_noise(pipe, seeds: list[int]) -> Tensor:
     return torch.stack(noise).to(pipe.device, pipe.unet.dtype)
 
 
-def ddim_scheduler(pipe) -> DDIMScheduler:
-    """DDIM with the noise schedule of a pipeline's scheduler. Raises NotImplementedError for one that DDIM does not have."""
+def scheduler_for(pipe, sampler: str = "ddim"):
+    """A scheduler of `SAMPLERS`, deterministic and of second order but DDIM, with the noise schedule of a pipeline's own.
+
+    Raises NotImplementedError for a schedule that DDIM does not have.
+    """
+    if sampler != "ddim":  # steps from the end of the schedule, which the noise they start from is that of
+        return SAMPLERS[sampler](**noise_schedule(pipe), timestep_spacing="trailing")
     # The schedule is named: DDIM would replace what is another class's default by its own.
     return DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, **noise_schedule(pipe))
 
@@ -78,21 +83,19 @@ def noise_schedule(pipe) -> dict:
 
 
 @torch.no_grad()
-def ddim(
-    pipe, guide: Callable[[Tensor, Tensor, int], Tensor], latents: Tensor, steps: int, prompts: list[str] = ()
-) -> Tensor:
-    """Denoise latents (B, C, h, w) with eta = 0; `guide(latents, t, step)` returns the noise to remove, t being (B,).
+def denoise(pipe, guide: Callable, latents: Tensor, steps: int, prompts: list[str] = (), sampler="ddim") -> Tensor:
+    """Denoise latents (B, C, h, w) without noise of its own; `guide(latents, t, step)` returns the noise to remove, t being (B,).
 
     Raises FloatingPointError with the prompt and the step at which latents stopped being finite. `prompts` serve that sentence.
     """
-    scheduler = ddim_scheduler(pipe)
+    scheduler = scheduler_for(pipe, sampler)
     most = scheduler.config.num_train_timesteps - scheduler.config.steps_offset
-    check_number("number of DDIM steps", steps, 1, whole=True, most=most)
+    check_number("number of sampling steps", steps, 1, whole=True, most=most)
     scheduler.set_timesteps(steps)
     finite = torch.zeros(len(latents), dtype=torch.long, device=latents.device)  # steps, read once at the end
     for step, t in enumerate(scheduler.timesteps.tolist()):
         eps = guide(latents, torch.full((len(latents),), t, device=latents.device), step)
-        latents = scheduler.step(eps, t, latents, eta=0.0).prev_sample
+        latents = scheduler.step(eps, t, latents).prev_sample
         finite += (finite == step) & latents.isfinite().flatten(1).all(dim=1)
     for prompt, step in zip(prompts or [f"image {n}" for n in range(len(latents))], finite.tolist()):
         if step < steps:
@@ -151,9 +154,9 @@ def sample_batches(
     `erasure`: sample from its public model, whatever the method (weights, adapters or guidance). `key`: a learnable prompt on
     the "conditional" half of guidance or on "both"; guidance subtracts the unconditional half, so a key on both cancels part
     of itself. `autocast` makes the context the networks run in, by default a world's own. `batches`: only these slices.
-    `sampler`: "ddim", with the noise schedule of the pipeline's own scheduler; None, the default, is the same, with a warning
-    where a pipeline's scheduler is of another kind. Raises ValueError for an impossible request, key or pipeline, and
-    FloatingPointError for latents or images that are not finite.
+    `sampler`: one of `SAMPLERS`, with the noise schedule of the pipeline's own scheduler; None, the default, is a world's own
+    or "ddim", with a warning where a pipeline's scheduler is of another kind. Raises ValueError for an impossible request, key
+    or pipeline, and FloatingPointError for latents or images that are not finite.
     """
     sampler = sampler or getattr(pipe, "sampler", None)
     autocast, pipe = autocast or getattr(pipe, "autocast", nullcontext), getattr(pipe, "pipe", pipe)
@@ -187,7 +190,8 @@ def sample_batches(
         for part in batches:
             guide.prepare(pipe, prompts[part])
             noise = initial_noise(pipe, seeds[part])
-            latents = ddim(pipe, lambda z, t, i: guide(predict, z, t, i), noise, num_inference_steps, prompts[part])
+            about = num_inference_steps, prompts[part], sampler or "ddim"
+            latents = denoise(pipe, lambda z, t, i: guide(predict, z, t, i), noise, *about)
             with autocast():
                 images = decode(pipe, latents)
             yield part, images
@@ -202,7 +206,7 @@ def check_pipe(pipe) -> None:
         )
     scheduler, kind = pipe.scheduler, getattr(pipe.scheduler.config, "prediction_type", None)
     own = getattr(scheduler, "alphas_cumprod", None) if kind in PREDICTIONS else None
-    if own is None or (own.cpu() - ddim_scheduler(pipe).alphas_cumprod).abs().max() > 1e-6:
+    if own is None or (own.cpu() - scheduler_for(pipe).alphas_cumprod).abs().max() > 1e-6:
         raise ValueError(
             f"{type(scheduler).__name__} with prediction type {kind!r} has no noise schedule that DDIM can follow: accepted are "
             f"schedulers with alphas_cumprod and prediction type {' or '.join(PREDICTIONS)}"

@@ -18,7 +18,7 @@ from .checkpoints import optimizer_state, read_tensors, restore_optimizer, seede
 from .checks import as_texts, check_choice, check_concepts, check_numbers, check_unet
 from .conditioning import Conditioning, encode, predict_noise
 from .provenance import provenance
-from .sampling import ddim_scheduler
+from .sampling import scheduler_for
 from .trajectories import TRAJECTORIES, make_pool
 from .world import as_world
 
@@ -230,7 +230,7 @@ class Trainer:
     def on_policy(self, index: Tensor, generator: torch.Generator):
         """What `LatentPool.sample` returns, from new trajectories of theta': 50 DDIM steps, guidance 3, stopped anywhere."""
         n, pipe = self.config.batch_size, self.world.pipe
-        scheduler = ddim_scheduler(pipe)
+        scheduler = scheduler_for(pipe)
         scheduler.set_timesteps(ON_POLICY_STEPS)
         stops = torch.randint(ON_POLICY_STEPS, (n,), generator=generator)
         side = pipe.unet.config.sample_size

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .checkpoints import seeded
 from .conditioning import encode, predict_noise
-from .sampling import ddim, initial_noise
+from .sampling import denoise, initial_noise
 
 TRAJECTORIES = {"count": 12, "steps": 25, "guidance": 3.0}  # defaults of a pool
 
@@ -78,5 +78,5 @@ def trajectory(world, prompt: str, neutral: str, seed: int, count: int, steps: i
         timesteps.append(int(t[0]))
         return (eps_null + guidance * (eps_c - eps_null)).to(latents)
 
-    clean = ddim(pipe, guide, initial_noise(pipe, seeds), steps, [prompt] * count).float().cpu()
+    clean = denoise(pipe, guide, initial_noise(pipe, seeds), steps, [prompt] * count).float().cpu()
     return *(torch.stack(column, dim=1) for column in zip(*kept)), clean, torch.tensor(timesteps)

@@ -55,9 +55,11 @@ def test_impossible_seeds_are_refused(toy, seeds, refused):
 
 
 def test_more_steps_than_the_schedule_has_are_refused(toy, refused):
-    refused(ValueError, "DDIM steps=1000 .* at most 999", lambda: sample(toy, ["a dog"], [0], num_inference_steps=1000))
+    refused(
+        ValueError, "sampling steps=1000 .* at most 999", lambda: sample(toy, ["a dog"], [0], num_inference_steps=1000)
+    )
     config = KPOP(**SHORT | {"trajectory_steps": 1000})
-    refused(ValueError, "DDIM steps=1000 .* at most 999", lambda: kpop(toy, ["dog"], config))
+    refused(ValueError, "sampling steps=1000 .* at most 999", lambda: kpop(toy, ["dog"], config))
 
 
 @pytest.mark.parametrize("method, name", [("spm", "transport"), ("age", "detached")])

@@ -25,7 +25,7 @@ from erasekit.baselines.sld import SLD
 from erasekit.conditioning import encode
 from erasekit.kpop import KPOP, kpop
 from erasekit.provenance import fingerprint
-from erasekit.sampling import ddim_scheduler, sample
+from erasekit.sampling import sample, scheduler_for
 from erasekit.world import World, as_world
 from erasekit.worlds.distributed import rank_and_count
 from erasekit.worlds.emojinette.networks import make_scheduler
@@ -122,7 +122,7 @@ def test_impossible_numbers_of_every_config_are_refused(toy, method, name, value
         ({"batch_size": 0}, "batch_size=0"),
         ({"seeds": [0.5]}, "seed=0.5 is not possible: it is a whole number"),
         ({"seeds": ["1"]}, "seed='1'"),
-        ({"sampler": "euler"}, "unknown sampler 'euler': accepted are ddim"),
+        ({"sampler": "euler"}, "unknown sampler 'euler': accepted are ddim, dpm-solver++, unipc"),
     ],
 )
 def test_impossible_numbers_of_sampling_are_refused(toy, changes, message, refused):
@@ -275,7 +275,7 @@ def test_sampling_takes_the_noise_schedule_of_any_scheduler(own, kind):
     """Its class's own defaults too, which are not DDIM's: they were Stable Diffusion's betas, and became others."""
     given = {} if kind is not EulerDiscreteScheduler else {"beta_start": 0.00085, "beta_schedule": "scaled_linear"}
     own.pipe.scheduler = kind(**given)
-    assert torch.allclose(ddim_scheduler(own.pipe).alphas_cumprod, own.pipe.scheduler.alphas_cumprod)
+    assert torch.allclose(scheduler_for(own.pipe).alphas_cumprod, own.pipe.scheduler.alphas_cumprod)
     images = draw(own)
     own.pipe.scheduler = DDIMScheduler(
         **{n: own.pipe.scheduler.config[n] for n in ("beta_start", "beta_end", "beta_schedule")}

@@ -157,10 +157,3 @@ def smaller(record: Record, settings) -> Record:
         data["splits"] = list(settings.splits)
         data["operating_points"] = {name: data["operating_points"][name] for name in settings.procedures}
     return record
-
-
-def test_intervals_are_wilsons():
-    from erasekit.studies.your_pipeline import interval
-
-    assert interval(0.0, 50) == pytest.approx((0.0, 7.13), abs=0.01)
-    assert interval(88.0, 50) == pytest.approx((76.19, 94.38), abs=0.01)

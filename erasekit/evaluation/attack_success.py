@@ -64,5 +64,5 @@ def success_rate(
         texts = [f"{new} {text}" if before else text.replace(concept, new) for text in texts]
         options = {"num_inference_steps": steps, "batch_size": world.batch_size, "autocast": world.autocast}
         with add_tokens(world.pipe, found):
-            images = sample(world.pipe, texts, numbers, erasure=erasure, **options)
+            images = sample(world, texts, numbers, erasure=erasure, **options)
     return percent(concept_present(world, concept, images))

@@ -35,7 +35,7 @@ def sample_images(
     gets all images. Raises OSError, before it samples, if the missing images do not fit on the disk.
     """
     texts, _, seeds = map(list, zip(*prompts))
-    options = {"erasure": erasure, "num_inference_steps": steps, "autocast": world.autocast}
+    options = {"erasure": erasure, "num_inference_steps": steps, "autocast": world.autocast, "sampler": world.sampler}
     options |= {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     files = cache_files(world, erasure, texts, seeds, steps, key, guidance_scale) if world.keeps_images else []
     if files:
@@ -65,6 +65,7 @@ def cache_files(world, erasure, texts, seeds, steps, key, guidance_scale) -> lis
     """A PNG for each (prompt, seed), in a folder for each model, key and sampler."""
     parts = [VERSION, world.pipeline_hash, erasure.digest() if erasure else None, steps, world.precision]
     parts += [key.digest() if key else None, guidance_scale]
+    parts += [world.sampler] * (world.sampler != "ddim")  # which images were kept by before there were others
     folder = paths.BUILD / "images" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     names = (f"{hashlib.sha256(text.encode()).hexdigest()[:12]}-{seed}.png" for text, seed in zip(texts, seeds))
     return [folder / name for name in names]

@@ -66,7 +66,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         row = {"evaluations": training.evaluations, "with gradient": training.with_gradient}
         row |= {"seconds": round(usage.seconds, 1), "peak MB": round(usage.peak_mb)} | shipped(erasure)
         with count_evaluations(world.pipe.unet) as sampling:
-            sample(world.pipe, [prompts[0][0]], [0], erasure=erasure, num_inference_steps=s.sampling_steps)
+            sample(world, [prompts[0][0]], [0], erasure=erasure, num_inference_steps=s.sampling_steps)
         row["evaluations a sampling step"] = sampling.evaluations / s.sampling_steps
         scaled = erasure.scaled(world.pipe.unet, scale) if scale != 1 else erasure
         return row | rates(world, scaled, prompts, num_erased, s.sampling_steps), None
@@ -131,7 +131,7 @@ def timing(world, erasure, concept: str, repeats: int, images: int = 8, steps: i
         for name, (applied, key) in models.items():
             with applied(world.pipe.unet):
                 start = time.perf_counter()
-                sample(world.pipe, prompts, seeds, key, num_inference_steps=steps, autocast=world.autocast)
+                sample(world, prompts, seeds, key, num_inference_steps=steps, autocast=world.autocast)
                 if turn:  # the first is a warm-up
                     seconds[name].append(time.perf_counter() - start)
     return {name: median(each) for name, each in seconds.items()}

@@ -44,7 +44,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         labels = [c for c in names for _ in range(s.seeds)]
         seeds, batch_size = list(range(s.seeds)) * len(names), min(50, world.batch_size)
         options |= {"num_inference_steps": s.sampling_steps, "batch_size": batch_size, "progress": name}
-        correct = object_correct(world, sample(world.pipe, list(map(world.prompt, labels)), seeds, **options), labels)
+        correct = object_correct(world, sample(world, list(map(world.prompt, labels)), seeds, **options), labels)
         return {c: percent(correct[[label == c for label in labels]]) for c in names}
 
     base, runs = top1("base", [s.concept, *kept]), []

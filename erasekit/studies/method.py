@@ -51,7 +51,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     captured, shown = {}, []
     for text in s.texts:
         options = {"erasure": erasure, "num_inference_steps": s.sampling_steps, "progress": f"key, {text!r}"}
-        images = sample(world.pipe, [text] * s.seeds, list(range(s.seeds)), key, **options)
+        images = sample(world, [text] * s.seeds, list(range(s.seeds)), key, **options)
         captured[text] = percent(object_correct(world, images, [s.concept] * s.seeds))
         shown.append(images[:4])
     history = erasure.info["history"]
@@ -82,7 +82,7 @@ def record_attention(world, s: Settings, position: int, prompt=None):
 
     from ..attention import augment
     from ..conditioning import encode, predict_noise
-    from ..sampling import ddim, decode, initial_noise
+    from ..sampling import decode, denoise, initial_noise
     from .kit.erasures import rounded
 
     pipe, unet = world.pipe, world.pipe.unet
@@ -100,7 +100,7 @@ def record_attention(world, s: Settings, position: int, prompt=None):
                     weights.setdefault(name, []).append(probabilities[0].mean(0).cpu())  # (pixels, n + m)
             return eps_null + 5.0 * (eps - eps_null)
 
-        image = decode(pipe, ddim(pipe, guide, initial_noise(pipe, [0]), s.sampling_steps))
+        image = decode(pipe, denoise(pipe, guide, initial_noise(pipe, [0]), s.sampling_steps))
     mean = {name: torch.stack(steps).mean(0) for name, steps in weights.items()}
     side = int(len(mean[s.layer]) ** 0.5)
     chosen = {"word": mean[s.layer][:, position], "prompt": mean[s.layer][:, n:].sum(1)}

@@ -130,6 +130,27 @@ def run_frame(record) -> pd.DataFrame:
     return frame
 
 
+def intervals(record, runs: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """95 % intervals of one method's rates, means over splits: see `intervals.bootstrap`.
+
+    Of the other objects, of which each has one image, and of the other templates: Wilson's, for all images.
+    """
+    from ..evaluation.intervals import bootstrap, wilson
+
+    by_class = {split: np.array([list(r.values()) for r in own.by_class]) for split, own in runs.groupby("split")}
+    half = {split: rates.shape[1] // 2 for split, rates in by_class.items()}
+    sizes, N = record.data["sizes"], record.data["N"]
+    few = sum(n for part, n in sizes.items() if part in runs.templates.iloc[0])
+    erased = [100 - rates[:, : half[split]] for split, rates in by_class.items()]
+    means = runs.groupby("split")[["others", "other templates"]].mean().mean()
+    return {
+        "ESR-1": bootstrap(erased, N),
+        "PSR-1": bootstrap([rates[:, half[split] :] for split, rates in by_class.items()], N),
+        "others": wilson(means["others"], sizes["others"] * len(by_class)),
+        "other templates": wilson(means["other templates"], few * len(by_class)),
+    }
+
+
 def figures(record) -> dict:
     return {"objects_frontier": frontier_figure(record), "objects_grid": grid_figure(record)} | retain_figure(record)
 
@@ -144,7 +165,8 @@ def frontier_figure(record):
     frame = run_frame(record)
     frame = frame[frame.retain == record.settings["retain"][0]]
     by_split = frame.groupby(["method", "split"], sort=False)[["ESR-1", "PSR-1", "others", "other templates"]].mean()
-    mean, deviation = by_split.groupby("method", sort=False).mean(), by_split.groupby("method", sort=False).std()
+    mean = by_split.groupby("method", sort=False).mean()
+    between = {m: intervals(record, own) for m, own in frame.groupby("method", sort=False)}
     others = f"Kept: {record.data['sizes']['others']} other objects, %"
     sides = (
         ("ESR-1", "Erased: ESR-1, %", "PSR-1", "Kept: the split's other five, PSR-1, %"),
@@ -153,14 +175,15 @@ def frontier_figure(record):
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 4.8), layout="constrained")
     band = {"color": plots.COLORS["gold"], "lw": 7, "alpha": 0.25, "label": "frontier: none erases and keeps more"}
     bars = {"fmt": "none", "ecolor": "#cccccc", "elinewidth": 0.8}
-    bars |= {"label": "standard deviation over splits"} if len(record.data["splits"]) > 1 else {}
+    bars |= {"label": "95 % interval"}
     for ax, (x, x_label, y, y_label) in zip(axes, sides):
         points = {m: (mean[x][m], mean[y][m]) for m in mean.index}
         near = {m: p for m, p in points.items() if p[0] >= 50} or points
         low, left = min(p[1] for p in near.values()) - 4, min(p[0] for p in near.values()) - 6
         ax.set(xlim=(left, 101.5), ylim=(low, 102), xlabel=x_label, ylabel=y_label)
         ax.plot(*zip(*plots.pareto_front(list(near.values()))), zorder=1, **band)
-        ax.errorbar(mean[x], mean[y], deviation[y], deviation[x], zorder=0, **bars)
+        sides_of = {r: np.abs([np.subtract(between[m][r], mean[r][m]) for m in mean.index]).T for r in (x, y)}
+        ax.errorbar(mean[x], mean[y], sides_of[y], sides_of[x], zorder=0, **bars)
         plots.label_points(ax, near)
         far = sorted(set(points) - set(near), key=lambda m: -points[m][1])  # named at the edge, at their height
         for m, height in zip(far, plots.spread([points[m][1] for m in far], (102 - low) / 25, low, 102)):
@@ -235,8 +258,8 @@ def retain_figure(record) -> dict:
 
 
 def table(record) -> pd.DataFrame:
-    """Means over splits; after ± the standard deviation over splits, in brackets that over training seeds where repeated."""
-    frame, repeated = run_frame(record), record.data["training_seeds"] > 1
+    """Means over splits, with 95 % intervals where a rate has enough images for one."""
+    frame = run_frame(record)
     columns = ["ESR-1", "ESR-5", "PSR-1", "PSR-5", "others", "neighbours", "other templates", "with the key"]
     frame = frame.reindex(columns=frame.columns.union(columns, sort=False))
     base = pd.DataFrame(record.data["base"]).T
@@ -244,11 +267,9 @@ def table(record) -> pd.DataFrame:
     rows = {"base": {c: f"{base[c].astype(float).mean():.1f}" for c in columns[:-1]}}
     for (option, method), own in frame.groupby(["retain", "method"], sort=False):
         by_split = own.groupby("split")[columns].mean()
-        over_seeds = own.groupby("split")[columns].std().mean()
         row = {c: f"{by_split[c].mean():.1f}" for c in columns if by_split[c].notna().all()}
-        for c in ("ESR-1", "PSR-1", "others"):
-            row[c] += f" ± {by_split[c].std():.1f}" if len(by_split) > 1 else ""
-            row[c] += f" ({over_seeds[c]:.1f})" if repeated and over_seeds[c] >= 0 else ""
+        for c, (low, high) in intervals(record, own).items():
+            row[c] += f" ({low:.0f} to {high:.0f})"
         name = method if option == "named" else f"{method}, retain “” ({', '.join(own.split.unique())})"
         seconds = own.training_seconds.dropna()  # another project's are not known
         rows[name] = row | {"training, s": f"{seconds.mean():.0f}" if len(seconds) else ""}

@@ -45,7 +45,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         labels = [c for c in names for _ in range(s.seeds)]
         seeds, batch_size = list(range(s.seeds)) * len(names), min(50, world.batch_size)
         options |= {"num_inference_steps": s.sampling_steps, "batch_size": batch_size, "progress": name}
-        images = sample(world.pipe, [world.prompt(c) for c in labels], seeds, **options)
+        images = sample(world, [world.prompt(c) for c in labels], seeds, **options)
         for n, c in enumerate(names):
             part = slice(n * s.seeds, (n + 1) * s.seeds)
             top1[c][name] = percent(object_correct(world, images[part], labels[part]))

@@ -50,7 +50,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     def generate(rows, progress):
         """Images of (prompt, seed) pairs."""
         prompts, seeds = map(list, zip(*rows))
-        return sample(world.pipe, prompts, seeds, num_inference_steps=s.sampling_steps, progress=progress)
+        return sample(world, prompts, seeds, num_inference_steps=s.sampling_steps, progress=progress)
 
     grid = [name for name in names if name not in classes][:: max(1, len(names) // s.samples)][: s.samples]
     rows = [(name, style) for style in world.styles for name in grid]
@@ -126,7 +126,7 @@ def sample_with_attention(world, prompts: list[str], words: list[tuple], seeds: 
     from ..attention import augment
     from ..baselines.masks import concept_positions
     from ..conditioning import encode, predict_noise
-    from ..sampling import ddim, decode, initial_noise
+    from ..sampling import decode, denoise, initial_noise
 
     pipe, unet = world.pipe, world.pipe.unet
     size = unet.config.sample_size
@@ -151,7 +151,7 @@ def sample_with_attention(world, prompts: list[str], words: list[tuple], seeds: 
             return eps_null + 5.0 * (eps - eps_null)
 
         with torch.no_grad(), augment(unet) as state:
-            images.append(decode(pipe, ddim(pipe, guide, initial_noise(pipe, seeds[part]), steps, prompts[part])))
+            images.append(decode(pipe, denoise(pipe, guide, initial_noise(pipe, seeds[part]), steps, prompts[part])))
         found.append(torch.stack(maps).mean(0))
     return torch.cat(images), torch.cat(found)
 

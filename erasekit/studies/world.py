@@ -44,7 +44,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         data["clip"] = {"N": first} | zero_shot(world, world.clip, images[:first], labels[:first], styles[:first])
 
     def generate(prompts, seeds, steps, progress=None):
-        return sample(world.pipe, prompts, seeds, num_inference_steps=steps, progress=progress)
+        return sample(world, prompts, seeds, num_inference_steps=steps, progress=progress)
 
     def plain(chosen, steps):
         """Top-1 of each name, their mean, and the mean CLIP alignment."""

@@ -138,19 +138,12 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     return data | {"rates": rates, "equal to ek.sample": equal}, strips
 
 
-def interval(rate: float, count: int) -> tuple[float, float]:
-    """95 % interval of a rate in percent of `count` images (Wilson 1927)."""
-    from scipy.stats import binomtest
-
-    found = binomtest(round(rate / 100 * count), count).proportion_ci(method="wilson")
-    return 100 * found.low, 100 * found.high
-
-
 def figures(record) -> dict:
     """A row for each call: the three rates with their intervals, and the first image of each."""
     import matplotlib.pyplot as plt
     import numpy as np
 
+    from ..evaluation.intervals import wilson
     from .kit import plots
 
     rates, count = record.data["rates"], record.data["N"]
@@ -160,7 +153,7 @@ def figures(record) -> dict:
     )
     for n, (column, color) in enumerate(colors.items()):
         for row, y in zip(rates.values(), np.arange(len(rates)) + 0.2 * (n - 1)):
-            left.plot(interval(row[column], count), (y, y), color=color, lw=1.5, alpha=0.6)
+            left.plot(wilson(row[column], count), (y, y), color=color, lw=1.5, alpha=0.6)
             left.plot(row[column], y, "o", color=color, ms=6, zorder=3, label=None if y > 0.5 else column)
     left.set_yticks(range(len(rates)), rates)
     left.set_ylim(len(rates) - 0.5, -0.5)
@@ -174,10 +167,12 @@ def figures(record) -> dict:
 
 def table(record) -> pd.DataFrame:
     """A row for each call: rates in percent, with 95 % intervals."""
+    from ..evaluation.intervals import wilson
+
     count = record.data["N"]
 
     def cell(rate: float) -> str:
-        low, high = interval(rate, count)
+        low, high = wilson(rate, count)
         return f"{rate:.0f} ({low:.0f} to {high:.0f})"
 
     rows = {row: {c: cell(r[c]) for c in COLUMNS} for row, r in record.data["rates"].items()}

@@ -296,7 +296,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", type=int, nargs="+", default=[0], help="one image each for every prompt; default: 0")
     p.add_argument("--erasure", type=Path, help="folder of an erasure; without it, the base model is sampled")
     p.add_argument("--key", help="concept whose key is used, or a key's file")
-    p.add_argument("--steps", type=int, default=25, help="DDIM steps; default: 25")
+    p.add_argument("--steps", type=int, default=25, help="sampling steps; default: 25")
     p.add_argument("--guidance", type=float, default=5.0, help="guidance scale; default: 5")
     p.add_argument("--out", type=Path, required=True, help="folder of the images")
 
