@@ -30,6 +30,7 @@ class KPOP(LatentConfig):
     prompted_target: str = "concept"  # of the prompted prediction in removal: "concept" or "neutral", see `losses`
     layers: str = "all"  # prompted attn2 layers: "mid" (the paper's for objects), "mid+up" or "all"
     m: int = 10  # prompt length
+    retain_prompt: bool = False  # keep what is retained also under one more prompt, trained with the others and dropped
     mechanism: str = "shared"  # how the prompt enters, see `mechanisms`; "network": one network makes all prompts
     train_keys_for: tuple[str, ...] = ()  # concepts whose prompts are trained; () for all
     target: str = "neutral"  # of removal: "neutral", the paper's, or "anchor", a retained concept as in CA (2303.13516)
@@ -48,6 +49,8 @@ class KPOP(LatentConfig):
         check_choice("layers", self.layers, LAYERS)
         check_choice("target", self.target, TARGETS)
         check_choice("schedule", self.schedule, SCHEDULES)
+        if self.retain_prompt and not self.retain:
+            raise ValueError("retain_prompt=True is not possible with retain=(): name what is retained")
         joint_fits = self.prompted_target == "concept" and self.transfer_steps == 1 and self.lam > 0
         if self.schedule == "joint" and not joint_fits:
             raise ValueError(
@@ -107,10 +110,16 @@ def kpop(
             which = with_key[owner(b)]
             return (which * loss).sum() / which.sum().clamp(min=1)
 
-        def prompted(b: Batch) -> Tensor:
-            """theta' with each sample's own prompt."""
-            with state.use(prompts.prompt(owner(b)).at(b.t[: b.n], len(trainer.alphas))):
-                return predict(b.z[: b.n], b.t[: b.n], b.cond[: b.n])
+        def prompted(b: Batch, retained: bool = False) -> Tensor:
+            """theta' with each sample's own prompt; for what is retained, with the retain prompt."""
+            rows, which = (slice(b.n, None), len(concepts)) if retained else (slice(b.n), owner(b))
+            with state.use(prompts.prompt(which).at(b.t[rows], len(trainer.alphas))):
+                return predict(b.z[rows], b.t[rows], b.cond[rows])
+
+        def retained_prompted(b: Batch) -> Tensor:
+            """The loss on what is retained, with the retain prompt; 0 without one."""
+            error = losses.retain(prompted(b, retained=True), b.eps[b.n :]) if config.retain_prompt else 0.0
+            return (b.weight[b.n :] * error).sum() / b.n
 
         def target(b: Batch) -> Tensor:
             if config.target == "neutral":
@@ -125,9 +134,9 @@ def kpop(
             shared = trainer.batch("removal", n) if config.latents == "on_policy" else None
             # Stage 1, knowledge transfer: the prompts learn to make theta' predict the concept.
             for again in range(config.transfer_steps if config.schedule == "alternating" else 0):
-                b = shared or trainer.batch("transfer", n, again, retained=False)
+                b = shared or trainer.batch("transfer", n, again, retained=config.retain_prompt)
                 l_transfer = mean_over_keys(b, b.weight[: b.n] * losses.transfer(prompted(b), b.eps[: b.n]))
-                optimizer_step(prompt_adam, l_transfer, prompts.parameters.values())
+                optimizer_step(prompt_adam, l_transfer + retained_prompted(b), prompts.parameters.values())
                 values["transfer"] = l_transfer.item()
 
             # Stage 2, knowledge removal: without a prompt theta' predicts the target, and what is retained stays.
@@ -137,7 +146,7 @@ def kpop(
             goal = losses.prompted_target(config.prompted_target, b.eps[: b.n], y)
             l_removal = (weight * losses.removal(plain[: b.n], y)).mean()
             l_prompted = mean_over_keys(b, weight * losses.squared_error(prompted(b), goal))
-            l_retain = trainer.retain_loss(plain, b)
+            l_retain = trainer.retain_loss(plain, b) + retained_prompted(b)
             loss = l_removal + config.lam * l_prompted + config.retain_weight * l_retain
             if old_keys:
                 loss = loss + config.lam * (l_old := old_keys.loss(state, n))
@@ -164,6 +173,7 @@ def make_prompts(trainer: Trainer) -> PromptTensors | PromptNetwork:
     """The trainable prompts, one per concept, starting from the concept's own token embeddings."""
     config, unet = trainer.config, trainer.unet
     tokens = [trainer.world.concept_tokens(c).float().to(trainer.device) for c in trainer.concepts]
+    tokens += trainer.cond.tokens[trainer.num_erased :][: config.retain_prompt].float()  # the retain prompt's, the last
     if config.mechanism == "network":
         return PromptNetwork(unet, config.layers, tokens, config.m, config.seed)
     return PromptTensors(unet, config.mechanism, config.layers, tokens, config.m, trainer.cond.tokens.shape[1])

@@ -20,6 +20,7 @@ from erasekit.trajectories import make_pool
 UNTRAINED = ("uce", "sld", "np", "rece")
 TRAINED = [name for name in METHODS if name not in UNTRAINED]
 POOL = {"num_trajectories": 2, "trajectory_steps": 5}
+OWN = {"stereo": {"rounds": 1, "round_steps": 1, "inner": 2}}  # a short search
 PROMPTS, SEEDS = ["a picture of a church", "a picture of a dog"], [0, 1]
 
 
@@ -33,6 +34,7 @@ def small(toy):
 
 def erased(world, method, **changes):
     short = {"steps": 2, "batch_size": 2, "retain": ("fish", ""), **POOL} if method in TRAINED else {}
+    short |= OWN.get(method, {})
     return erase(world, ["church"], method, method_config(method, **short | changes), progress=False)
 
 
@@ -45,7 +47,19 @@ def images(world, erasure=None):
 
 
 def test_the_methods_are_in_the_order_of_tables():
-    trained = ["spm", "receler", "eap", "age", "kpop", "kpop-anchor", "kpop-adversarial"]
+    trained = [
+        "spm",
+        "receler",
+        "eap",
+        "age",
+        "ace",
+        "ant",
+        "stereo",
+        "race",
+        "kpop",
+        "kpop-anchor",
+        "kpop-adversarial",
+    ]
     assert list(METHODS) == ["esd-x", "esd-u", "uce", "ca", "sld", "np", "mace", "rece", *trained]
     for name, entry in METHODS.items():
         for changes in entry.sweep:
@@ -66,7 +80,7 @@ def test_every_method_is_deterministic_saved_and_leaves_the_base_unchanged(small
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_an_interrupted_training_resumes_to_the_same_result(small, method, tmp_path, monkeypatch):
-    config = method_config(method, steps=2, batch_size=2, retain=("fish", ""), **POOL)
+    config = method_config(method, steps=2, batch_size=2, retain=("fish", ""), **POOL, **OWN.get(method, {}))
     predict, calls = Trainer.predict, []
 
     def count(self, *arguments):

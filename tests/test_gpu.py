@@ -29,6 +29,7 @@ def test_a_gpu_samples_and_judges_as_a_cpu_does(world):
 def test_every_method_trains_on_a_gpu_and_a_cpu_reads_the_result(method, world, tmp_path):
     on_gpu, accepted = load("emojinette"), {field.name for field in fields(METHODS[method].config)}
     short = {"steps": 2, "batch_size": 2, "retain": ("castle", "bear"), "num_trajectories": 1}
+    short |= {"rounds": 1, "round_steps": 1, "inner": 1}
     config = method_config(method, **{name: value for name, value in short.items() if name in accepted})
     erasure = erase(on_gpu, ["church"], method, config, progress=False)
     erasure.save(tmp_path / method)

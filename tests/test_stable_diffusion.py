@@ -43,6 +43,7 @@ def short_config(method: str):
     """Two steps of a method."""
     names = {field.name for field in fields(METHODS[method].config)}
     short = {"steps": 2, "batch_size": 2, "retain": ("church", "dog"), "m": 3} | POOL
+    short |= {"rounds": 1, "round_steps": 1, "inner": 1}
     return method_config(method, **{name: value for name, value in short.items() if name in names})
 
 

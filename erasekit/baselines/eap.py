@@ -16,7 +16,7 @@ from .registry import RATES, method
 
 @dataclass(frozen=True)
 class EAP(WeightConfig):
-    """Published: 1,000 model and 1,000 adversary updates of batch 1, lr 1e-5, errors on x0, candidates from a word list.
+    """Published: 1,000 model and 1,000 adversary updates of batch 1, lr 1e-5, candidates from a word list, loss_space "x0".
 
     The candidates are `retain`, at least one.
     """
