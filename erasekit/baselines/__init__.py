@@ -18,7 +18,9 @@ from ..training import at_world_rates
 from ..world import as_world
 from .registry import METHODS, RATES, Method, method
 
-ORDER = ("esd", "uce", "ca", "sld", "mace", "rece", "spm", "receler", "eap", "age")  # of tables; new modules come last
+# Of tables; new modules come last.
+ORDER = ("esd", "uce", "ca", "sld", "mace", "rece", "spm", "receler", "eap", "age")
+ORDER += ("speed", "oce", "adavd", "ace", "ant", "stereo", "race")
 _modules = sorted((m.name for m in pkgutil.iter_modules(__path__)), key=lambda m: (*ORDER, m).index(m))
 for _name in _modules:
     importlib.import_module(f".{_name}", __name__)
