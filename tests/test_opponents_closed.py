@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from erasekit.baselines import erase, method_config
+from erasekit.baselines.oce import nearest_rotation, span
 from erasekit.baselines.speed import SPEED, constrained_edit, fixed_vectors, null_space, retained_last_words
 from erasekit.baselines.uce import edit_vectors, value_weights
 from erasekit.checkpoints import seeded
@@ -57,7 +58,7 @@ def test_speed_towards_the_concept_itself_changes_nothing(small, monkeypatch):
         assert torch.equal(erasure.delta[name], W)
 
 
-@pytest.mark.parametrize("method", ["speed"])
+@pytest.mark.parametrize("method", ["speed", "oce"])
 def test_several_concepts_and_styles_are_erased_at_once(small, method):
     erasure = erased(small, method, ("church", "noto"))
     assert erasure.moved(small) > 0
@@ -103,3 +104,55 @@ def test_impossible_settings_of_speed_are_refused(refused):
     refused(ValueError, "s=0 is not possible: it is above 0", lambda: method_config("speed", s=0))
     refused(ValueError, "retain='fish' is one text", lambda: method_config("speed", retain="fish"))
     refused(ValueError, "augmentations=0 is not possible", lambda: method_config("speed", augmentations=0))
+
+
+# --------------------------------------------------------------------------------------------------------------------- OCE
+
+
+def test_oce_rotates_the_values_so_that_lengths_and_angles_stay(small):
+    erasure, (C, _) = (
+        erased(small, "oce", ("church", "noto"), retain=("fish", "")),
+        edit_vectors(small, ["church"], "last"),
+    )
+    for name, W in value_weights(small.pipe.unet).items():
+        new = erasure.delta[name].double()
+        assert torch.allclose(new.T @ new, W.T @ W, atol=1e-5)
+        assert ((new - W) @ C.T).norm() > 0.01 * (W @ C.T).norm()
+    assert set(erasure.delta) == set(value_weights(small.pipe.unet))
+
+
+@pytest.mark.parametrize("changes", [{"erase_weight": 0.0}, {"erase_weight": 0.0, "retain": ("fish", "")}])
+def test_oce_without_an_erasing_term_changes_nothing(small, changes):
+    """M is then positive semidefinite, and its nearest rotation the identity on its range, where all values are."""
+    erasure = erased(small, "oce", **changes)
+    for name, W in base_of(small, erasure).items():
+        assert torch.allclose(erasure.delta[name], W, atol=1e-6)
+
+
+def test_oce_towards_the_concept_itself_changes_nothing(small, monkeypatch):
+    """G (I - G*) = 0 for G* = G."""
+    monkeypatch.setattr(type(small), "prompt_pairs", lambda self, c: [(self.prompt(c),) * 2])
+    erasure = erased(small, "oce", erase_weight=100.0)
+    for name, W in base_of(small, erasure).items():
+        assert torch.allclose(erasure.delta[name], W, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_rotation_near_oce_s_or_at_random_serves_its_objective_better(seed):
+    """Against rotations from the matrix exponential and from random orthogonal matrices, of matrices of either sign."""
+    M = random(5, 5, seed=seed)
+    R, identity = nearest_rotation(M), torch.eye(5, dtype=M.dtype)
+    assert torch.allclose(R.T @ R, identity, atol=1e-12) and torch.linalg.det(R) == pytest.approx(1.0)
+    for n in range(50):
+        A = random(5, 5, seed=100 + n)
+        Q = torch.linalg.qr(A).Q
+        Q[:, 0] *= torch.linalg.det(Q).sign()
+        for other in (Q, R @ torch.linalg.matrix_exp(0.1 * (A - A.T))):
+            assert torch.linalg.det(other) == pytest.approx(1.0)
+            assert (other * M).sum() <= (R * M).sum() + 1e-9
+
+
+def test_a_span_has_no_direction_that_is_only_rounding():
+    a, b = random(2, 6)
+    both = span(torch.stack([a, 3 * a, b]))
+    assert torch.allclose(both @ a, a) and torch.allclose(both @ b, b) and both.trace().item() == pytest.approx(2)

@@ -84,6 +84,14 @@ def edit_vectors(world, concepts: list[str], vectors: str) -> tuple[Tensor, Tens
     return torch.cat(olds), torch.cat(news)
 
 
+def concept_vectors(world, concepts: list[str]) -> tuple[Tensor, Tensor]:
+    """One embedding for each concept, its prompts' last word on average, and one for what replaces it, each (n, d_ctx)."""
+    check_concepts(concepts)
+    pairs = [[phrase_vectors(world.pipe, *pair, "last") for pair in world.prompt_pairs(c)] for c in concepts]
+    means = [[torch.cat(side).mean(0) for side in zip(*own)] for own in pairs]
+    return tuple(torch.stack(side) for side in zip(*means))
+
+
 def phrase_vectors(pipe, old: str, new: str, vectors: str) -> tuple[Tensor, Tensor]:
     """Embeddings (n, d_ctx) to edit and their replacements, aligned at each phrase's last word."""
     blocks = []
