@@ -46,7 +46,7 @@ def images(world, erasure=None):
 
 def test_the_methods_are_in_the_order_of_tables():
     baselines = ["esd-x", "esd-u", "uce", "ca", "sld", "np", "mace", "rece", "spm", "receler", "eap", "age"]
-    opponents = ["speed", "oce"]
+    opponents = ["speed", "oce", "adavd"]
     assert list(METHODS) == [*baselines, *opponents, "kpop", "kpop-anchor", "kpop-adversarial"]
     for name, entry in METHODS.items():
         for changes in entry.sweep:

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from erasekit.baselines import erase, method_config
+from erasekit.baselines.adavd import ValueDecomposer
 from erasekit.baselines.oce import nearest_rotation, span
 from erasekit.baselines.speed import SPEED, constrained_edit, fixed_vectors, null_space, retained_last_words
-from erasekit.baselines.uce import edit_vectors, value_weights
+from erasekit.baselines.uce import concept_vectors, edit_vectors, value_weights
 from erasekit.checkpoints import seeded
+from erasekit.conditioning import token_embeddings, token_ids
+from erasekit.pipelines import files
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ def test_speed_towards_the_concept_itself_changes_nothing(small, monkeypatch):
         assert torch.equal(erasure.delta[name], W)
 
 
-@pytest.mark.parametrize("method", ["speed", "oce"])
+@pytest.mark.parametrize("method", ["speed", "oce", "adavd"])
 def test_several_concepts_and_styles_are_erased_at_once(small, method):
     erasure = erased(small, method, ("church", "noto"))
     assert erasure.moved(small) > 0
@@ -156,3 +159,81 @@ def test_a_span_has_no_direction_that_is_only_rounding():
     a, b = random(2, 6)
     both = span(torch.stack([a, 3 * a, b]))
     assert torch.allclose(both @ a, a) and torch.allclose(both @ b, b) and both.trace().item() == pytest.approx(2)
+
+
+# ------------------------------------------------------------------------------------------------------------------- AdaVD
+
+
+def decomposer(concepts, steepness=100.0, centre=0.93, height=2.0):
+    """The adapter of one layer "v" for concepts' values (n, d)."""
+    unit = torch.nn.functional.normalize(concepts, dim=1)
+    parts = unit, torch.linalg.pinv(unit), height * unit, torch.tensor([steepness, centre])
+    return ValueDecomposer({f"v.{n}": t for n, t in zip(("directions", "dual", "removed", "gate"), parts)})
+
+
+def after(adapter, *tokens):
+    """What values become behind a start token."""
+    values = torch.stack([torch.ones_like(tokens[0]), *tokens])[None].float()
+    return (values + adapter.change("v", None, values))[0, 1:]
+
+
+def test_adavd_removes_the_concept_s_own_value_by_the_height_and_leaves_orthogonal_ones():
+    concept, other = random(2, 8)
+    orthogonal = other - (other @ concept) / (concept @ concept) * concept
+    own, left = after(decomposer(concept[None]), 3 * concept, orthogonal)
+    share = 2 / (1 + torch.tensor(-100 * 0.07).exp())
+    assert torch.allclose(own, (1 - share) * 3 * concept.float(), atol=1e-5)
+    assert torch.allclose(left, orthogonal.float(), atol=1e-6)
+    between = 0.93 * concept / concept.norm() + (1 - 0.93**2) ** 0.5 * orthogonal / orthogonal.norm()
+    (half,) = after(decomposer(concept[None]), between)
+    assert half @ concept.float() == pytest.approx(0.0, abs=1e-3), "at the centre, half of the height 2 is removed"
+
+
+def test_adavd_of_several_concepts_is_gram_and_schmidt_s_in_any_order():
+    """With the gate open, values lose their part in the span; gated, as by orthogonalised concepts, taken one by one."""
+    T, v = random(3, 8), random(8, seed=1)
+    (found,) = after(decomposer(T, steepness=0.0, height=2.0), v)
+    basis = torch.linalg.qr(T.T).Q
+    assert torch.allclose(found.double(), v - basis @ (basis.T @ v), atol=1e-5), "a flat sigmoid is half of its height"
+
+    orthogonal, mixing = [], torch.eye(3, dtype=T.dtype)  # orthogonal = mixing T
+    for n, t in enumerate(T):
+        for m, b in enumerate(orthogonal):
+            mixing[n] -= (t @ b) / (b @ b) * mixing[m]
+        orthogonal.append(mixing[n] @ T)
+    sigma = 2 / (1 + (-5 * (torch.nn.functional.cosine_similarity(T, v[None]) - 0.1)).exp())
+    expected = v - sum((v @ b) / (b @ b) * (row * sigma) @ T for b, row in zip(orthogonal, mixing))
+    for order in ([0, 1, 2], [2, 0, 1]):
+        (found,) = after(decomposer(T[order], steepness=5.0, centre=0.1), v)
+        assert torch.allclose(found.double(), expected, atol=1e-5)
+
+
+def test_adavd_acts_on_values_alone_and_not_on_the_start_token(small, unet):
+    erasure, text = erased(small, "adavd"), token_embeddings(small.pipe, [small.prompt("church"), ""])
+    k, _ = concept_vectors(small, ["church"])
+    position = len(token_ids(small.pipe, small.prompt("church"))) - 2
+    layers = {name.removesuffix(".weight"): W.float() for name, W in value_weights(unet).items()}
+    assert {name.rsplit(".", 1)[0] for name in erasure.adapters} == set(layers)
+    before = {name: unet.get_submodule(name)(text) for name in layers}
+    with ValueDecomposer(erasure.adapters).attached(unet), torch.no_grad():
+        for name, W in layers.items():
+            values = unet.get_submodule(name)(text)
+            assert torch.equal(values[:, 0], before[name][:, 0])
+            share = 2 / (1 + torch.tensor(-100 * 0.07).exp())
+            assert torch.allclose(values[0, position], (1 - share) * (k[0].float() @ W.T), atol=1e-5)
+
+
+def test_adavd_of_height_zero_is_the_base_and_acts_in_a_pipeline_s_own_call(small, tmp_path):
+    def images(pipe):
+        how = {"num_inference_steps": 2, "output_type": "latent", "generator": torch.Generator().manual_seed(0)}
+        return pipe("a picture of a church", **how).images
+
+    erasure, base = erased(small, "adavd"), images(small.pipe)
+    for other, same in (
+        (erasure, False),
+        (erased(small, "adavd", height=0.0), True),
+        (erasure.scaled(small, 0.0), True),
+    ):
+        with other.applied(small):
+            assert torch.equal(images(small.pipe), base) == same
+    assert not files.is_plain(erasure), "so there is nothing to export"
