@@ -65,10 +65,7 @@ def initial_noise(pipe, seeds: list[int]) -> Tensor:
 
 
 def scheduler_for(pipe, sampler: str = "ddim"):
-    """A scheduler of `SAMPLERS`, deterministic and of second order but DDIM, with the noise schedule of a pipeline's own.
-
-    Raises NotImplementedError for a schedule that DDIM does not have.
-    """
+    """A deterministic scheduler of `SAMPLERS` with a pipeline's noise schedule. Raises NotImplementedError if DDIM has none such."""
     if sampler != "ddim":  # steps from the end of the schedule, which the noise they start from is that of
         return SAMPLERS[sampler](**noise_schedule(pipe), timestep_spacing="trailing")
     # The schedule is named: DDIM would replace what is another class's default by its own.

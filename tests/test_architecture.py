@@ -74,8 +74,11 @@ def test_sizes():
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
     assert [path.name for path, count in lines.items() if count > 350] == []
     assert sum(count for path, count in lines.items() if path.parent == PACKAGE) <= 2520
+    methods = {path: count for path, count in lines.items() if path.parent == PACKAGE / "baselines"}
+    assert [path.name for path, count in methods.items() if count > 130] == []
+    # Methods are bounded one by one; the first world leaves when all tables stand on the second.
     leaving = sum(count for path, count in lines.items() if path.parent == PACKAGE / "worlds" / "emojinette")
-    assert sum(lines.values()) - leaving <= 14_800, "the first world leaves when all tables stand on the second"
+    assert sum(lines.values()) - sum(methods.values()) - leaving <= 13_700
 
 
 @pytest.mark.parametrize("heavy", ["torch", "diffusers", "open_clip", "matplotlib", "pandas"])

@@ -60,7 +60,7 @@ def small(toy):
 
 
 def config(method: str, changes: dict):
-    if method in ("uce", "rece", "sld", "np"):
+    if method in ("uce", "rece", "sld", "np", "speed", "oce", "adavd"):
         return method_config(method, **changes)
     return method_config(method, **SHORT | (POOL if changes.get("latents") != "on_policy" else {}) | changes)
 

@@ -33,9 +33,10 @@ def method(name: str, config: type, sweep=({},), **defaults):
     return register
 
 
-def untrained_erasure(world, concepts: list[str], config, name: str, began: float, delta=None, **info) -> Erasure:
+def untrained_erasure(world, concepts: list[str], config, name: str, began: float, delta=None, adapters=None, **info):
     """The erasure of a method without a training loop; `info` adds to what is recorded, `began` is the time of its start."""
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
     info |= world.identity | {"method": name, "concepts": list(concepts)}
     info |= {"config": settings, "seed": config.seed, "history": []}
-    return Erasure(delta or {}, {}, info | {"provenance": provenance(world.pipe.device, time.time() - began)})
+    info |= {"provenance": provenance(world.pipe.device, time.time() - began)}
+    return Erasure(delta or {}, {}, info, adapters or {})

@@ -43,10 +43,7 @@ def uce(world, concepts: list[str], config: UCE | None = None) -> Erasure:
 
 def edited_weights(world, concepts: list[str], config: UCE) -> dict[str, Tensor]:
     """UCE's edit of every key and value matrix, double precision."""
-    check_concepts(concepts)
-    pairs = [pair for concept in concepts for pair in world.paraphrases(concept)]
-    olds, news = zip(*(phrase_vectors(world.pipe, *pair, config.vectors) for pair in pairs))
-    C, target, P = torch.cat(olds), torch.cat(news), retained_vectors(world, config.retain)
+    (C, target), P = edit_vectors(world, concepts, config.vectors), retained_vectors(world, config.retain)
     beta = max(0.1, 1 / max(1, len(config.retain)))
     return {
         name: ridge(W, [(config.alpha, C, target @ W.T), (beta, P, P @ W.T)], config.lam)
@@ -58,6 +55,11 @@ def key_value_weights(unet) -> dict[str, Tensor]:
     """Name -> (out, d_ctx), double precision, of every attn2 to_k and to_v."""
     wanted = (".attn2.to_k.weight", ".attn2.to_v.weight")
     return {name: p.data.double() for name, p in unet.named_parameters() if name.endswith(wanted)}
+
+
+def value_weights(unet) -> dict[str, Tensor]:
+    """Of these the values alone."""
+    return {name: W for name, W in key_value_weights(unet).items() if ".to_v." in name}
 
 
 def to_delta(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -72,6 +74,22 @@ def ridge(W: Tensor, terms: list[tuple[float, Tensor, Tensor]], lam: float) -> T
         left = left + weight * V.T @ C
         right = right + weight * C.T @ C
     return torch.linalg.solve(right, left, left=False)
+
+
+def edit_vectors(world, concepts: list[str], vectors: str) -> tuple[Tensor, Tensor]:
+    """`phrase_vectors` of the concepts in all training templates, and of what replaces them, each (n, d_ctx)."""
+    check_concepts(concepts)
+    pairs = [pair for concept in concepts for pair in world.paraphrases(concept)]
+    olds, news = zip(*(phrase_vectors(world.pipe, *pair, vectors) for pair in pairs))
+    return torch.cat(olds), torch.cat(news)
+
+
+def concept_vectors(world, concepts: list[str]) -> tuple[Tensor, Tensor]:
+    """One embedding for each concept, its prompts' last word on average, and one for what replaces it, each (n, d_ctx)."""
+    check_concepts(concepts)
+    pairs = [[phrase_vectors(world.pipe, *pair, "last") for pair in world.prompt_pairs(c)] for c in concepts]
+    means = [[torch.cat(side).mean(0) for side in zip(*own)] for own in pairs]
+    return tuple(torch.stack(side) for side in zip(*means))
 
 
 def phrase_vectors(pipe, old: str, new: str, vectors: str) -> tuple[Tensor, Tensor]:
