@@ -65,7 +65,7 @@ def initial_noise(pipe, seeds: list[int]) -> Tensor:
 
 
 def scheduler_for(pipe, sampler: str = "ddim"):
-    """A deterministic scheduler of `SAMPLERS` with a pipeline's noise schedule. Raises NotImplementedError if DDIM has none such."""
+    """A deterministic scheduler of `SAMPLERS` with a pipeline's noise schedule; NotImplementedError if DDIM has none such."""
     if sampler != "ddim":  # steps from the end of the schedule, which the noise they start from is that of
         return SAMPLERS[sampler](**noise_schedule(pipe), timestep_spacing="trailing")
     # The schedule is named: DDIM would replace what is another class's default by its own.

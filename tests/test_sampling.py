@@ -7,7 +7,7 @@ import torch
 
 from erasekit.attention import Prompt
 from erasekit.conditioning import encode
-from erasekit.sampling import initial_noise, sample, sample_batches
+from erasekit.sampling import SAMPLERS, denoise, initial_noise, sample, sample_batches, scheduler_for
 
 PROMPTS = ["a picture of a church", "a dog", "a picture of a church in the style of noto"]
 SEEDS = [3, 1, 2**40]
@@ -129,3 +129,32 @@ def test_impossible_requests_are_refused(toy, changes, message, sentence):
     with pytest.raises(ValueError, match=message) as error:
         sample(**{"pipe": toy.pipe, "prompts": ["a church", "a dog"], "seeds": [0, 1]} | changes)
     sentence(error)
+
+
+def gaussian_error(pipe, sampler: str, steps: int) -> float:
+    """Relative error of the clean latents where the data are Gaussian, for which noise and solution are known exactly."""
+    variance = 0.25
+    alphas = scheduler_for(pipe).alphas_cumprod.double()
+    noise = initial_noise(pipe, [0, 1]).double()
+
+    def guide(z, t, step):
+        a = alphas[t.long()][:, None, None, None]
+        return (1 - a).sqrt() * z / (a * variance + 1 - a)
+
+    found = denoise(pipe, guide, noise, steps, sampler=sampler)
+    exact = noise * (variance / (alphas[-1] * variance + 1 - alphas[-1])).sqrt()
+    return ((found - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_converges_to_the_exact_solution(toy, sampler):
+    errors = {steps: gaussian_error(toy.pipe, sampler, steps) for steps in (10, 20, 100)}
+    assert errors[10] > errors[20] > errors[100] and errors[100] < 0.03
+
+
+def test_a_world_is_drawn_by_its_own_sampler(toy, monkeypatch):
+    options = {"num_inference_steps": 3}
+    other = sample(toy, PROMPTS, SEEDS, sampler="dpm-solver++", **options)
+    assert not torch.equal(sample(toy, PROMPTS, SEEDS, **options), other)
+    monkeypatch.setattr(toy, "sampler", "dpm-solver++")
+    assert torch.equal(sample(toy, PROMPTS, SEEDS, **options), other)
