@@ -122,7 +122,7 @@ def test_impossible_numbers_of_every_config_are_refused(toy, method, name, value
         ({"batch_size": 0}, "batch_size=0"),
         ({"seeds": [0.5]}, "seed=0.5 is not possible: it is a whole number"),
         ({"seeds": ["1"]}, "seed='1'"),
-        ({"sampler": "euler"}, "unknown sampler 'euler': accepted are ddim, dpm-solver++, unipc"),
+        ({"sampler": "euler"}, "unknown sampler 'euler': accepted are ddim, dpm-solver"),
     ],
 )
 def test_impossible_numbers_of_sampling_are_refused(toy, changes, message, refused):
