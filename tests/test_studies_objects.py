@@ -3,10 +3,12 @@
 from itertools import pairwise
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from erasekit import paths
 from erasekit.baselines import METHODS
+from erasekit.evaluation.intervals import wilson
 from erasekit.studies import ablations, objects, operating_points, style_operating_points, unsafe
 from erasekit.studies.kit.plots import pareto_front, spread
 from erasekit.studies.kit.records import Record
@@ -97,3 +99,19 @@ def test_labels_are_apart_in_order_and_on_the_axis():
     assert placed[0] == 10.0 and placed == sorted(placed, reverse=True)
     assert all(a - b >= 1.0 - 1e-9 for a, b in pairwise(placed))
     assert min(spread([0.1, 0.1, 0.0], gap=1.0, low=0.0, high=10.0)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("split", "said", "count"), [("b", {}, 1), ("a, b", {}, 2), ("S1", {}, 2), ("S1", {"S1": "abc"}, 3)]
+)
+def test_a_splits_rates_are_those_of_what_it_erases(split, said, count):
+    """One class erased by its name leaves nine kept: its interval was that of five."""
+    by_class = {name: 0.0 if n < count else 100.0 for n, name in enumerate("badc" if split == "b" else "abcd")}
+    data = {"base": {split: {"by_class": by_class}}, "N": 10, "sizes": {"others": 100}, "erased": said}
+    run = {"split": split, "by_class": by_class, "templates": {"x": 50.0}, "others": 90.0, "other templates": 50.0}
+    record = SimpleNamespace(data=data, settings={"few_seeds": 4})
+    found = objects.intervals(record, pd.DataFrame([run]))
+    assert objects.num_erased(record, split) == count
+    assert found["ESR-1"] == pytest.approx(wilson(100.0, 10 * count))
+    assert found["PSR-1"] == pytest.approx(wilson(100.0, 10 * (4 - count)))
+    assert found["others"] == wilson(90.0, 100) and found["other templates"] == wilson(50.0, 4 * count)

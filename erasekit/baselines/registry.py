@@ -33,7 +33,9 @@ def method(name: str, config: type, sweep=({},), **defaults):
     return register
 
 
-def untrained_erasure(world, concepts: list[str], config, name: str, began: float, delta=None, adapters=None, **info):
+def untrained_erasure(
+    world, concepts: list[str], config, name: str, began: float, delta=None, adapters=None, **info
+) -> Erasure:
     """The erasure of a method without a training loop; `info` adds to what is recorded, `began` is the time of its start."""
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
     info |= world.identity | {"method": name, "concepts": list(concepts)}

@@ -5,8 +5,9 @@ from torch import Tensor
 
 from ..artifacts import Erasure
 from ..attention import Prompt
+from ..baselines.tokens import add_tokens, placeholder_tokens
 from ..sampling import sample
-from .attacks import add_tokens, hard_prompt_search, optimize_key, placeholder_tokens, textual_inversion
+from .attacks import hard_prompt_search, optimize_key, textual_inversion
 from .images import sample_images
 from .metrics import object_correct, percent, style_correct
 
@@ -62,7 +63,7 @@ def success_rate(
     else:
         new = placeholder_tokens(len(found))
         texts = [f"{new} {text}" if before else text.replace(concept, new) for text in texts]
-        options = {"num_inference_steps": steps, "batch_size": world.batch_size, "autocast": world.autocast}
+        options = {"num_inference_steps": steps, "batch_size": world.batch_size}
         with add_tokens(world.pipe, found):
             images = sample(world, texts, numbers, erasure=erasure, **options)
     return percent(concept_present(world, concept, images))

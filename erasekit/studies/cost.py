@@ -131,7 +131,7 @@ def timing(world, erasure, concept: str, repeats: int, images: int = 8, steps: i
         for name, (applied, key) in models.items():
             with applied(world.pipe.unet):
                 start = time.perf_counter()
-                sample(world, prompts, seeds, key, num_inference_steps=steps, autocast=world.autocast)
+                sample(world, prompts, seeds, key, num_inference_steps=steps)
                 if turn:  # the first is a warm-up
                     seconds[name].append(time.perf_counter() - start)
     return {name: median(each) for name, each in seconds.items()}

@@ -100,7 +100,7 @@ def record_attention(world, s: Settings, position: int, prompt=None):
                     weights.setdefault(name, []).append(probabilities[0].mean(0).cpu())  # (pixels, n + m)
             return eps_null + 5.0 * (eps - eps_null)
 
-        image = decode(pipe, denoise(pipe, guide, initial_noise(pipe, [0]), s.sampling_steps))
+        image = decode(pipe, denoise(pipe, guide, initial_noise(pipe, [0]), s.sampling_steps, sampler=world.sampler))
     mean = {name: torch.stack(steps).mean(0) for name, steps in weights.items()}
     side = int(len(mean[s.layer]) ** 0.5)
     chosen = {"word": mean[s.layer][:, position], "prompt": mean[s.layer][:, n:].sum(1)}

@@ -81,6 +81,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         "seeds": [0, s.seeds - 1],
         "training_seeds": s.training_seeds,
         "splits": s.splits,
+        "erased": erased,
         "repeated": s.repeated,
         "operating_points": {m: points[m] for m in s.methods},
         "sizes": {part: len(triples) for part, triples in prompts.items()},
@@ -130,24 +131,31 @@ def run_frame(record) -> pd.DataFrame:
     return frame
 
 
+def num_erased(record, split: str) -> int:
+    """How many of a split's classes are erased; they come first. Older records do not say: named classes, or half of them."""
+    classes = record.data["base"][split]["by_class"]
+    names = record.data.get("erased", {}).get(split, split.split(", "))
+    return len(names) if set(names) <= set(classes) else len(classes) // 2
+
+
 def intervals(record, runs: pd.DataFrame) -> dict[str, tuple[float, float]]:
     """95 % intervals of one method's rates, means over splits: see `intervals.bootstrap`.
 
-    Of the other objects, of which each has one image, and of the other templates: Wilson's, for all images.
+    Of the other objects, of which each has one image, and of the other templates: Wilson's, as if all images were independent.
     """
     from ..evaluation.intervals import bootstrap, wilson
 
-    by_class = {split: np.array([list(r.values()) for r in own.by_class]) for split, own in runs.groupby("split")}
-    half = {split: rates.shape[1] // 2 for split, rates in by_class.items()}
-    sizes, N = record.data["sizes"], record.data["N"]
-    few = sum(n for part, n in sizes.items() if part in runs.templates.iloc[0])
-    erased = [100 - rates[:, : half[split]] for split, rates in by_class.items()]
+    erased, kept, count = [], [], 0
+    for split, own in runs.groupby("split"):
+        rates, n = np.array([list(by_class.values()) for by_class in own.by_class]), num_erased(record, split)
+        erased, kept, count = [*erased, 100 - rates[:, :n]], [*kept, rates[:, n:]], count + n
     means = runs.groupby("split")[["others", "other templates"]].mean().mean()
+    few = record.settings["few_seeds"] * len(runs.templates.iloc[0])
     return {
-        "ESR-1": bootstrap(erased, N),
-        "PSR-1": bootstrap([rates[:, half[split] :] for split, rates in by_class.items()], N),
-        "others": wilson(means["others"], sizes["others"] * len(by_class)),
-        "other templates": wilson(means["other templates"], few * len(by_class)),
+        "ESR-1": bootstrap(erased, record.data["N"]),
+        "PSR-1": bootstrap(kept, record.data["N"]),
+        "others": wilson(means["others"], record.data["sizes"]["others"] * len(erased)),
+        "other templates": wilson(means["other templates"], few * count),
     }
 
 
@@ -169,13 +177,12 @@ def frontier_figure(record):
     between = {m: intervals(record, own) for m, own in frame.groupby("method", sort=False)}
     others = f"Kept: {record.data['sizes']['others']} other objects, %"
     sides = (
-        ("ESR-1", "Erased: ESR-1, %", "PSR-1", "Kept: the split's other five, PSR-1, %"),
+        ("ESR-1", "Erased: ESR-1, %", "PSR-1", "Kept: the split's other classes, PSR-1, %"),
         ("other templates", "Erased: ESR-1 under templates not trained on, %", "others", others),
     )
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 4.8), layout="constrained")
     band = {"color": plots.COLORS["gold"], "lw": 7, "alpha": 0.25, "label": "frontier: none erases and keeps more"}
-    bars = {"fmt": "none", "ecolor": "#cccccc", "elinewidth": 0.8}
-    bars |= {"label": "95 % interval"}
+    bars = {"fmt": "none", "ecolor": "#cccccc", "elinewidth": 0.8, "label": "95 % interval"}
     for ax, (x, x_label, y, y_label) in zip(axes, sides):
         points = {m: (mean[x][m], mean[y][m]) for m in mean.index}
         near = {m: p for m, p in points.items() if p[0] >= 50} or points
@@ -201,7 +208,7 @@ def grid_figure(record):
 
     split = record.data["splits"][0]
     classes = list(record.data["base"][split]["by_class"])
-    num_erased = len(classes) // 2
+    erased = num_erased(record, split)
     rates = {
         run["method"]: [run["by_class"][c] for c in classes]
         for run in record.data["runs"]
@@ -211,9 +218,9 @@ def grid_figure(record):
         (row, column)
         for row, name in enumerate(record.images)
         for column, rate in enumerate(rates.get(name, []))
-        if (rate > 50 if column < num_erased else rate < 50)
+        if (rate > 50 if column < erased else rate < 50)
     ]
-    groups = {f"Erased ({split})": num_erased, "Kept": len(classes) - num_erased}
+    groups = {f"Erased ({split})": erased, "Kept": len(classes) - erased}
     rows, titles = (
         {name: plots.tiles(record, name) for name in record.images},
         [c.replace(" ", "\n", 1) for c in classes],
@@ -240,7 +247,7 @@ def retain_figure(record) -> dict:
     figure, axes = plt.subplots(
         1, 3, figsize=(9.4, 0.26 * len(methods) + 1.1), sharex=True, sharey=True, layout="constrained"
     )
-    labels = {"ESR-1": "Erased: ESR-1, %", "PSR-1": "Kept: the split's other five, PSR-1, %"}
+    labels = {"ESR-1": "Erased: ESR-1, %", "PSR-1": "Kept: the split's other classes, PSR-1, %"}
     labels["others"] = f"Kept: {record.data['sizes']['others']} other objects, %"
     for ax, (rate, label) in zip(axes, labels.items()):
         for y, m in enumerate(methods):
@@ -258,7 +265,7 @@ def retain_figure(record) -> dict:
 
 
 def table(record) -> pd.DataFrame:
-    """Means over splits, with 95 % intervals where a rate has enough images for one."""
+    """Means over splits; in brackets 95 % intervals, see `intervals`."""
     frame = run_frame(record)
     columns = ["ESR-1", "ESR-5", "PSR-1", "PSR-5", "others", "neighbours", "other templates", "with the key"]
     frame = frame.reindex(columns=frame.columns.union(columns, sort=False))

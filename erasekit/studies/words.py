@@ -151,7 +151,8 @@ def sample_with_attention(world, prompts: list[str], words: list[tuple], seeds: 
             return eps_null + 5.0 * (eps - eps_null)
 
         with torch.no_grad(), augment(unet) as state:
-            images.append(decode(pipe, denoise(pipe, guide, initial_noise(pipe, seeds[part]), steps, prompts[part])))
+            about = initial_noise(pipe, seeds[part]), steps, prompts[part], world.sampler
+            images.append(decode(pipe, denoise(pipe, guide, *about)))
         found.append(torch.stack(maps).mean(0))
     return torch.cat(images), torch.cat(found)
 
