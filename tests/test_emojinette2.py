@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from erasekit import paths, provenance
 from erasekit.sampling import sample
 from erasekit.worlds import load
-from erasekit.worlds.emojinette2 import fit, groups, judges, networks, oracles, pictures, text, train, unet, words
+from erasekit.worlds.emojinette2 import fit, groups, judges, networks, oracles, pictures, text, train, unet, vae, words
 from erasekit.worlds.emojinette2.art import load_art
 
 SD = paths.MODELS / "emojinette2-sd"
@@ -53,11 +53,16 @@ def untrained(tmp_path_factory):
 
 
 @pytest.fixture
-def models(untrained, tmp_path, monkeypatch):
+def build(tmp_path, monkeypatch):
+    """An empty folder for checkpoints."""
+    monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
+
+
+@pytest.fixture
+def models(untrained, build, tmp_path, monkeypatch):
     """A copy of it, where trainings and the loader look."""
     shutil.copytree(untrained, tmp_path / "models")
     monkeypatch.setattr(paths, "MODELS", tmp_path / "models")
-    monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
     return tmp_path / "models"
 
 
@@ -66,9 +71,9 @@ def world(models, tokenizer, encoder):
     """The world with a U-Net that was not trained."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        vae = AutoencoderKL.from_pretrained(models / "emojinette2-sd" / "vae")
+        untrained = AutoencoderKL.from_pretrained(models / "emojinette2-sd" / "vae")
         copied = CLIPTextModel.from_pretrained(SD / "text_encoder", dtype=torch.float32)
-        unet.save_pipeline(vae, networks.make_unet(), copied, tokenizer, models / "emojinette2-sd")
+        unet.save_pipeline(untrained, networks.make_unet(), copied, tokenizer, models / "emojinette2-sd")
     return load("emojinette2", "cpu", "fp32")
 
 
@@ -241,27 +246,53 @@ def test_an_object_that_is_named_by_another_goes_with_it():
 # --------------------------------------------------------------------------------------------------------------- trainings
 
 
-def run_tiny(part: str, sessions: int, steps: int = 6) -> torch.nn.Linear:
+def tiny_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(step))
+    return x, x[:, :3].clone()
+
+
+def run_tiny(part: str, sessions: int, steps: int = 6, workers: int | None = None) -> torch.nn.Linear:
+    """Trained on what the loss itself makes of the step's number, or with `workers` on batches drawn beside it."""
     for _ in range(sessions):
         torch.manual_seed(0)
         module = torch.nn.Linear(4, 3)
 
-        def loss(step, module=module):
-            x = torch.randn(5, 4, generator=torch.Generator().manual_seed(step))
-            return (module(x) - x[:, :3]).square().mean()
+        def error(x, y, module=module):
+            return (module(x) - y).square().mean()
 
-        last = None if sessions == 1 else 1e-9
-        done = fit.fit(part, module, loss, steps, lr=0.1, ema=0.9, minutes=last, identity="a")
+        how = {"minutes": None if sessions == 1 else 1e-9, "identity": "a"}
+        if workers is None:
+            done = fit.fit(part, module, lambda step, error=error: error(*tiny_batch(step)), steps, 0.1, ema=0.9, **how)
+        else:
+            done = fit.fit(part, module, error, steps, 0.1, ema=0.9, batch=tiny_batch, workers=workers, **how)
     assert done == steps
     return module
 
 
-def test_an_interrupted_training_gives_the_same_weights(models):
+def test_an_interrupted_training_gives_the_same_weights(build):
     whole, parts = run_tiny("whole", 1), run_tiny("parts", 6)
     assert torch.equal(whole.weight, parts.weight) and torch.equal(whole.bias, parts.bias)
 
 
-def test_a_training_on_other_frozen_parts_is_refused(models, sentence):
+@pytest.mark.parametrize("workers, sessions", [(0, 1), (0, 2), (1, 1), (1, 2)])
+def test_batches_drawn_in_advance_give_the_same_weights(build, workers, sessions):
+    by_step, by_batch = run_tiny("by step", 1, 2), run_tiny("by batch", sessions, 2, workers)
+    assert torch.equal(by_step.weight, by_batch.weight) and torch.equal(by_step.bias, by_batch.bias)
+
+
+def test_a_vae_starts_from_one_with_as_many_channels_or_fewer():
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        started, same, fewer = (networks.make_vae(n) for n in (6, 6, 4))
+        vae.widen(started, same)
+        assert all(torch.equal(value, same.state_dict()[name]) for name, value in started.state_dict().items())
+        vae.widen(started, fewer)
+        ours, theirs = (each.encode(images).latent_dist.mean[:, :4] for each in (started, fewer))
+        assert (ours - theirs).norm() < 0.1 * theirs.norm(), "new channels add a tenth of what they would"
+
+
+def test_a_training_on_other_frozen_parts_is_refused(build, sentence):
     run_tiny("whole", 1)
     with pytest.raises(ValueError, match="belongs to a training on other frozen parts") as error:
         fit.fit("whole", torch.nn.Linear(4, 3), lambda step: None, 9, lr=0.1, identity="b")
@@ -409,9 +440,10 @@ def test_a_bundled_world_s_hash_is_its_own(tmp_path, monkeypatch):
     assert changed("emojinette2-sd/training.json") == []
 
 
-def test_studies_know_a_bundled_world_without_loading_it(monkeypatch):
+def test_studies_know_a_bundled_world_without_loading_it(build, tmp_path, monkeypatch):
     from erasekit import studies
 
+    monkeypatch.setattr(paths, "RECORDS", tmp_path / "records")
     monkeypatch.setattr(studies, "_load", lambda world: pytest.fail("loaded"))
     found, reason = studies.find("world", "emojinette2", "full")
     assert found is None and reason == "there is no record yet"

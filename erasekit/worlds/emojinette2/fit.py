@@ -14,12 +14,13 @@ from ...checkpoints import optimizer_state, read_tensors, restore_optimizer, wri
 from ..device import fast_bf16
 
 SAVE_EVERY = 120  # seconds between checkpoints
+WARM_UP = 3  # ordinary steps before a GPU's step is captured
 COOLDOWN = 0.3  # the last part of the steps, over which the learning rate falls to zero
 
 
 def folder() -> Path:
     """Where checkpoints and encoded pictures lie."""
-    return paths.BUILD / "world2"
+    return paths.BUILD / "emojinette2"
 
 
 def autocast(device: torch.device | str):
@@ -42,26 +43,88 @@ def trapezoid(step: int, steps: int, peak: float) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - steps + fall) / fall)))
 
 
+class Step:
+    """One step of the optimiser, for one set of input tensors after another.
+
+    On a GPU the step is captured as a CUDA graph, and then replayed: launching the kernels of a network this small takes
+    several times as long as running them. `loss(*inputs)` then draws nothing at random and never waits for the GPU.
+    """
+
+    def __init__(self, loss: Callable[..., torch.Tensor], optimizer: torch.optim.Optimizer, captured: bool):
+        self.loss, self.optimizer, self.captured = loss, optimizer, captured
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.done, self.graph, self.inputs, self.value = 0, None, None, None
+
+    def run(self) -> torch.Tensor:
+        value = self.loss(*self.inputs)
+        self.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        return value.detach()
+
+    def __call__(self, *inputs) -> torch.Tensor:
+        self.done += 1
+        if not self.captured:
+            self.inputs = inputs
+            return self.run()
+        if self.inputs is None:
+            self.inputs = [torch.empty_like(given, device=self.parameters[0].device) for given in inputs]
+        for own, given in zip(self.inputs, inputs):
+            own.copy_(given)
+        if self.done <= WARM_UP:  # beside the default stream, as the capture is
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                value = self.run()
+            torch.cuda.current_stream().wait_stream(stream)
+            return value
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            self.optimizer.zero_grad(set_to_none=True)
+            with torch.cuda.graph(self.graph):
+                self.value = self.run()
+        self.graph.replay()
+        return self.value
+
+
+class Drawn(torch.utils.data.Dataset):
+    """The inputs of each step, for `workers` processes that draw them in advance: step n is the same whoever draws it."""
+
+    def __init__(self, batch: Callable[[int], tuple[torch.Tensor, ...]]):
+        self.batch = batch
+
+    def __getitem__(self, step: int) -> tuple[torch.Tensor, ...]:
+        return self.batch(step)
+
+
 def fit(
     part: str,
     module: torch.nn.Module,
-    loss: Callable[[int], torch.Tensor],
+    loss: Callable[..., torch.Tensor],
     steps: int,
     lr: float,
     weight_decay: float = 0.01,
     ema: float | None = None,
     minutes: float | None = None,
     identity: str = "",
+    batch: Callable[[int], tuple[torch.Tensor, ...]] | None = None,
+    workers: int = 0,
 ) -> int:
     """Minimise `loss(step)` over the trainable parameters of `module` with AdamW, resuming from the part's checkpoint.
 
+    With `batch`, minimise `loss(*batch(step))`, which is many times faster on a GPU: see `Step`. `workers`: processes that draw
+    batches on the CPU.
     With `ema`, the module ends holding the exponential average of its weights (decay warmed up as (1+n)/(10+n)). After
     `minutes` the run saves its state and stops. `identity`: what the training rests on, such as the hash of a frozen part.
     Returns the number of steps done. Raises ValueError for a checkpoint with another identity.
     """
     path = folder() / f"{part}.safetensors"
     names, parameters = zip(*((n, p) for n, p in module.named_parameters() if p.requires_grad))
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True)
+    cuda = parameters[0].is_cuda
+    rate = torch.tensor(lr, device=parameters[0].device) if cuda else lr  # a captured step reads it from the GPU
+    how = {"weight_decay": weight_decay, "betas": (0.9, 0.99), "fused": True, "capturable": cuda}
+    optimizer = torch.optim.AdamW(parameters, lr=rate, **how)
     average = [p.detach().clone() for p in parameters] if ema else []
     start, seconds = 0, 0.0
     if path.exists():
@@ -80,23 +143,22 @@ def fit(
         write_tensors(path, state, about)
 
     began = saved = time.time()
-    shown = 0.0
-    step = start
+    shown, step = 0.0, start
+    drawn = torch.utils.data.DataLoader(Drawn(batch), None, sampler=range(start, steps), num_workers=workers)
+    inputs = iter(drawn) if batch else ((n,) for n in range(start, steps))
+    optimise = Step(loss, optimizer, captured=cuda and batch is not None)
     with tqdm(initial=start, total=steps, desc=part, mininterval=20) as bar:
         while step < steps:
             for group in optimizer.param_groups:
-                group["lr"] = trapezoid(step, steps, lr)
-            value = loss(step)
-            if not value.isfinite():
-                raise RuntimeError(f"{part}: the loss is {value.item()} at step {step}")
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
+                now = trapezoid(step, steps, lr)
+                group["lr"] = group["lr"].fill_(now) if cuda else now
+            value = optimise(*next(inputs)).item()
+            if not math.isfinite(value):
+                raise RuntimeError(f"{part}: the loss is {value} at step {step}")
             if ema:
                 decay = min(ema, (1 + step) / (10 + step))
                 torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
-            shown = 0.98 * shown + 0.02 * value.item() if shown else value.item()
+            shown = 0.98 * shown + 0.02 * value if shown else value
             bar.set_postfix(loss=f"{shown:.4f}", refresh=False)
             bar.update()
             step += 1

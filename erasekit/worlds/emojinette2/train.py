@@ -9,6 +9,8 @@
     python -m erasekit.worlds.emojinette2.train --part clip
 
 Text encoder and VAE are trained once, on everything, and frozen; --without and --seed concern the U-Net.
+The default steps are the bundled networks', which a GPU takes in minutes (models/README.md). On a CPU, give the U-Net
+--steps 6000 --batch 48: about four hours of one core.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import torch
 from ... import paths
 from ..device import default_device
 
-STEPS = {"text": 1500, "vae": 2400, "unet": 6000, "judge": 1600, "clip": 2000}
+STEPS = {"text": 1500, "vae": 6000, "unet": 8500, "judge": 3000, "clip": 3000}
 
 
 def pipeline_folder() -> Path:
@@ -43,7 +45,8 @@ def train_vae(given) -> None:
     from . import vae
     from .art import load_art
 
-    trained = vae.train_vae(load_art(), given.steps, given.seed, given.minutes, given.start, given.device)
+    size = given.batch or vae.BATCH
+    trained = vae.train_vae(load_art(), given.steps, given.seed, given.minutes, given.start, given.device, size)
     if trained:
         trained.cpu().half().save_pretrained(pipeline_folder() / "vae")
 
@@ -53,7 +56,7 @@ def train_unet(given) -> None:
     from . import unet
     from .art import load_art
 
-    how = given.steps, given.seed, given.without, given.minutes, given.chunks, given.device
+    how = given.steps, given.seed, given.without, given.minutes, given.chunks, given.device, given.batch or unet.BATCH
     unet.train(load_art(), pipeline_folder(), *how)
 
 
@@ -83,16 +86,13 @@ def main(arguments: list[str] | None = None) -> None:
         "--steps", type=int, help=f"default: {STEPS}; may change when a run goes on, until its last 30 %%"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--without", nargs="*", default=[], help="splits, groups, objects or styles the U-Net never sees"
-    )
+    parser.add_argument("--without", nargs="*", default=[], help="splits, groups, objects, styles no U-Net step sees")
     parser.add_argument("--minutes", type=float, help="stop after so long, resumable")
-    parser.add_argument(
-        "--chunks", type=int, default=100, help="unet: times 256 pictures, encoded once; may grow later"
-    )
+    parser.add_argument("--chunks", type=int, default=200, help="unet: times 256 pictures, encoded once; may grow")
+    parser.add_argument("--batch", type=int, help="unet and vae: pictures a step")
     parser.add_argument("--device", default=default_device(), help="default: the GPU, if there is one")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--start", type=Path, help="vae: folder of a VAE with fewer latent channels to start from")
+    parser.add_argument("--start", type=Path, help="vae: folder of one to start from, with as many channels or fewer")
     given = parser.parse_args(arguments)
     given.steps = given.steps or STEPS[given.part]
     torch.set_num_threads(given.threads)

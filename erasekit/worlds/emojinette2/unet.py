@@ -17,11 +17,11 @@ from ...provenance import fingerprint
 from . import fit, groups, networks, oracles, pictures
 from .art import Art
 
-BATCH = 48
+BATCH = 192
 CHUNK = 256  # pictures that are encoded and kept together
-CHUNKS = 100
+CHUNKS = 200
 UNCONDITIONED = 0.1  # share of empty captions
-BARE = 0.5  # share of the captions whose padding is hidden, so that attention must look at the words
+BARE = 0.7  # share of the captions whose padding is hidden, so that attention must look at the words
 
 
 def weights_of(art: Art, without: Sequence[str]) -> torch.Tensor:
@@ -59,7 +59,7 @@ def latent_pool(art: Art, vae: AutoencoderKL, without: Sequence[str], chunks: in
 
 
 def padding_mask(ids: torch.Tensor, end: int, generator: torch.Generator) -> torch.Tensor:
-    """Which tokens attention may see (B, T): all, or for half of the texts none after the end token."""
+    """Which tokens attention may see (B, T): all, or for most of the texts none after the end token."""
     ends = (ids == end).int().argmax(1, keepdim=True)
     bare = torch.rand(len(ids), 1, generator=generator) < BARE
     return (torch.arange(ids.shape[1]) <= ends) | ~bare
@@ -74,6 +74,7 @@ def train(
     minutes: float | None = None,
     chunks: int = CHUNKS,
     device: str = "cpu",
+    size: int = BATCH,
 ) -> None:
     """DDPM on eps with min-SNR-5 weights (Hang et al. 2023), time steps stratified over the batch, EMA.
 
@@ -96,11 +97,12 @@ def train(
     weight, unsaid = (snr.clamp(max=5) / snr).to(device), groups.unsaid(without)
     alphas = alphas.to(device)
 
-    def loss(step: int) -> torch.Tensor:
+    def batch(step: int) -> tuple[torch.Tensor, ...]:
+        """Noisy latents, time steps, noise, and the texts' outputs and masks, of `size` pictures."""
         generator = seeded("unet", seed, step)
-        chosen = torch.randint(len(latents), (BATCH,), generator=generator)
+        chosen = torch.randint(len(latents), (size,), generator=generator)
         texts = [pictures.describe(shown[i], generator, unsaid).text for i in chosen.tolist()]
-        empty = torch.rand(BATCH, generator=generator) < UNCONDITIONED
+        empty = torch.rand(size, generator=generator) < UNCONDITIONED
         texts = ["" if e else text for e, text in zip(empty, texts)]
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.no_grad():
@@ -109,16 +111,18 @@ def train(
         mask = (padding_mask(ids, tokenizer.eos_token_id, generator) | empty[:, None]).to(device)
         clean = latents[chosen].float().to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
-        t = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH * len(alphas)
+        t = (torch.arange(size) + torch.rand(size, generator=generator)) / size * len(alphas)
         t = t.long().clamp(max=len(alphas) - 1).to(device)
         a = alphas[t][:, None, None, None]
-        noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
+        return a.sqrt() * clean + (1 - a).sqrt() * noise, t, noise, context, mask
+
+    def loss(noisy, t, noise, context, mask) -> torch.Tensor:
         with fit.autocast(device):
             predicted = unet(noisy, t, context, encoder_attention_mask=mask).sample.float()
         return (weight[t] * (predicted - noise).square().mean((1, 2, 3))).mean()
 
     began, name = time.time(), oracles.run_name(without, seed)
-    done = fit.fit(name, unet, loss, steps, lr=1e-3, ema=0.999, minutes=minutes, identity=identity)
+    done = fit.fit(name, unet, loss, steps, lr=1e-3, ema=0.999, minutes=minutes, identity=identity, batch=batch)
     target = oracles.folder(without, seed)
     if name == "unet":
         save_pipeline(vae, unet, encoder, tokenizer, folder)
@@ -128,6 +132,7 @@ def train(
         "done": done >= steps,
         "steps": done,
         "planned steps": steps,
+        "batch": size,
         "seed": seed,
         "without": list(without),
         "last session, s": round(time.time() - began),

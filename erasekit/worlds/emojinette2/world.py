@@ -21,7 +21,7 @@ EVAL_TEMPLATES = {
     "in a style": ("a picture of a {}", "openmoji", "white"),
     "on a colour": ("a picture of a {}", None, "blue"),
 }
-OTHER_CLIPS = (125, 500)  # training steps; the bundled CLIP has 2,000
+OTHER_CLIPS = (125, 500)  # training steps; the bundled CLIP has 3,000
 CLIP_VERSION = 1  # raise it when the training of CLIP changes, so that other_clips() trains anew
 CATEGORY = "weapon"  # stands in for unsafe content
 
