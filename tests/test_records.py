@@ -13,9 +13,10 @@ from erasekit import paths, provenance, studies
 from erasekit.studies.kit import cache
 from erasekit.studies.kit.records import Record, Request, load_or_compute
 from erasekit.studies.overrides import overrides
+from erasekit.worlds import BUNDLED
 
 SETTINGS = {"seeds": [0, 1], "eta": 1.0}
-WORLD = SimpleNamespace(pipe=SimpleNamespace(device="cpu"), precision="fp32", version="v")
+WORLD = SimpleNamespace(pipe=SimpleNamespace(device="cpu"), precision="fp32", version="v", sampler="ddim")
 
 
 @pytest.fixture(autouse=True)
@@ -249,17 +250,17 @@ def test_stable_diffusion_overrides_settings():
 
 # ------------------------------------------------------------------------------------------------- what is in the repository
 
-COMMITTED = sorted((paths.ROOT / "records" / "emojinette").glob("*/*.json"))
+COMMITTED = sorted(file for world in BUNDLED for file in (paths.ROOT / "records" / world).glob("*/*.json"))
 
 
 def test_every_study_has_a_record():
     assert {path.stem for path in COMMITTED} == set(studies.STUDIES)
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.stem}, {path.parts[-3]}")
 def test_committed_records_are_valid(path, monkeypatch):
     monkeypatch.setattr(paths, "RECORDS", path.parent.parent.parent)
-    record, reason = studies.find(path.stem, "emojinette", path.parent.name)
+    record, reason = studies.find(path.stem, path.parts[-3], path.parent.name)
     assert record and record.path == path, reason
 
 

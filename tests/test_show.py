@@ -84,6 +84,17 @@ def test_a_thumbnail_fits_in_a_notebook(tmp_path):
     image = Image.open(io.BytesIO(png))
     assert len(png) <= show.MAX_BYTES and image.width <= show.MAX_WIDTH
     assert image.height / image.width == pytest.approx(0.6, abs=0.01)
+    assert Image.open(io.BytesIO(show.thumbnail(tmp_path / "noise.png", 200))).size == (200, 120)
+
+
+@pytest.mark.parametrize("figures", [True, False])
+def test_figures_are_shown_at_a_width_or_left_out(figures, record, draws, folders, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    show.show(record, figures=figures, width=300)
+    images = [image for image in shown if hasattr(image, "data") and hasattr(image, "format")]
+    assert len(shown) == len(images) + 1 and bool(images) == figures
+    assert all(Image.open(io.BytesIO(image.data)).width <= 300 for image in images)
 
 
 def test_the_source_line_has_numbers_and_origin(record):

@@ -286,7 +286,7 @@ def unseen_figure(record, columns: int = 12):
     for n, ((word, about), image) in enumerate([*zip(words.items(), images)][:SHOWN_WORDS]):
         row, column = divmod(n, columns)
         rows.setdefault(" " * (row + 1), []).append(image)
-        captions[row, column] = f"{word}:\n{about['seen']}"
+        captions[row, column] = f"{word}:\n{about['seen'].replace(' ', chr(10), 1)}"
         outlined += [(row, column)] if about["seen"] != about["object"] else []
     return plots.image_grid(rows, captions=captions, outlined=outlined, size=0.75)
 

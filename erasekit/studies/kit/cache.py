@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,11 +19,13 @@ _EARLIER: ContextVar[list[float] | None] = ContextVar("earlier_seconds", default
 
 
 def cached(study: str, version: int, world, compute: Callable, *parts) -> tuple[dict, Image.Image | None]:
-    """`compute()`'s numbers and image (or None), or those of an earlier run with the same world, precision and `parts`.
+    """`compute()`'s numbers and image (or None), or those of an earlier run alike in world, precision, sampler and `parts`.
 
     `parts`: everything else the numbers depend on, JSON-able. `version` is the study's; raise it when numbers should change.
     """
-    path = paths.BUILD / "cells" / study / f"{digest(version, world.version, world.precision, parts)}.json"
+    path = (
+        paths.BUILD / "cells" / study / f"{digest(version, world.version, world.precision, world.sampler, parts)}.json"
+    )
     picture = path.with_suffix(".png")
     if path.exists():
         content = json.loads(path.read_text())
@@ -36,7 +39,7 @@ def cached(study: str, version: int, world, compute: Callable, *parts) -> tuple[
         if image is not None:
             image.save(picture)
         origin = {"precision": world.precision} | provenance(world.pipe.device, time.time() - start)
-        part = path.with_suffix(".part")
+        part = path.with_suffix(f".{os.getpid()}.part")
         part.write_text(json.dumps({"numbers": numbers, "parts": parts, "provenance": origin}))
         part.replace(path)
     return numbers, image

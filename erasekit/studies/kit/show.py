@@ -19,12 +19,12 @@ MAX_WIDTH, MAX_BYTES = 900, 120_000  # of a figure inside a notebook; the file i
 SLIDER_HEIGHT = 128  # pixels of an image beside the key slider
 
 
-def show(record) -> None:
-    """Display a record's figures, its table and a line on its source."""
+def show(record, figures: bool = True, width: int = MAX_WIDTH) -> None:
+    """Display a record's figures, at most `width` pixels wide, unless `figures` is False; its table and a line on its source."""
     from IPython import display
 
-    for file in figure_files(record):
-        display.display(display.Image(thumbnail(file)))
+    for file in figure_files(record) if figures else ():
+        display.display(display.Image(thumbnail(file, width)))
     display.display(_study(record).table(record).round(1))
     print(source_line(record))
 
@@ -102,10 +102,10 @@ def write_manifest(folder: Path, entries: dict[str, dict]) -> None:
     part.replace(folder / "manifest.json")
 
 
-def thumbnail(file: Path) -> bytes:
-    """A figure as a PNG small enough for a committed notebook: 128 colours, at most 900 pixels wide and 120 kB."""
+def thumbnail(file: Path, width: int = MAX_WIDTH) -> bytes:
+    """A figure as a PNG small enough for a committed notebook: 128 colours, at most `width` pixels wide and 120 kB."""
     image = Image.open(file).convert("RGB")
-    width = min(image.width, MAX_WIDTH)
+    width = min(image.width, width)
     while True:
         size = width, round(image.height * width / image.width)
         small = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
