@@ -13,17 +13,22 @@ import pytest
 import torch
 
 from erasekit import paths, sampling
+from erasekit.artifacts import Erasure
+from erasekit.base import weights_of
 from erasekit.baselines import METHODS, method_config
 from erasekit.evaluation import images as image_cache
 from erasekit.evaluation import metrics, protocol
+from erasekit.evaluation import oracle as oracle_distance
 from erasekit.evaluation.images import image_strip, sample_images
 from erasekit.evaluation.profiling import count_evaluations, measure
 from erasekit.kpop import KPOP, kpop
 from erasekit.studies.kit import erasures
 from erasekit.studies.kit.attack_sweep import best_lr
-from erasekit.studies.kit.cache import cached, earlier_seconds, settings_dict
-from erasekit.studies.operating_points import METHOD_NAMES
-from erasekit.worlds.benchmark import Benchmark
+from erasekit.studies.kit.cache import cached, earlier_parts, settings_dict
+from erasekit.studies.operating_points import METHOD_NAMES, RECENT
+from erasekit.worlds import load
+from erasekit.worlds.benchmark import Benchmark, Synonyms
+from erasekit.worlds.emojinette2 import networks, oracles
 
 PROMPTS = [(f"a {label}", label, seed) for seed in (0, 1) for label in ("church", "dog")] + [("a fish", "fish", 2)]
 
@@ -80,11 +85,12 @@ OBJECTS = ["a", "b", "c", "d", "e", "f", "g"]
 class JudgeStub(torch.nn.Module):
     """Ranks objects by their distance to the number that every pixel has."""
 
-    objects, styles = OBJECTS, ["plain"]
+    objects, styles, temperature = OBJECTS, ["plain"], 0.5
 
     def forward(self, x):
         number = ((x[:, 0, 0, 0] + 1) * 127.5).round()
-        return -(torch.arange(len(OBJECTS)) - number[:, None]).abs(), torch.zeros(len(x), 1)
+        distance = (torch.arange(len(OBJECTS)) - number[:, None]).abs()
+        return -distance / self.temperature, torch.zeros(len(x), 1)
 
 
 @pytest.fixture
@@ -109,7 +115,7 @@ def judged(monkeypatch):
 
 
 def test_rates_of_a_split(judged):
-    found, strip = protocol.evaluate_split(judged, None, ("a", "b"), seeds=3, few_seeds=2, steps=1)
+    found, strip = protocol.evaluate_split(judged, None, ("a", "b"), seeds=3, few_seeds=2, other_seeds=2, steps=1)
     assert found == {
         "ESR-1": 100.0,
         "ESR-5": 50.0,  # "b" is sixth where "g" is first
@@ -119,6 +125,8 @@ def test_rates_of_a_split(judged):
         "neighbours": 100.0,
         "templates": {"sketch": 100.0},
         "by_class": {"a": 0.0, "b": 0.0, "c": 100.0, "d": 100.0},
+        "others_found": [2, 2, 2],
+        "replaced": {"still it": 0.0, "another object": 100.0, "nothing told": 0.0},
     }
     assert strip.size == (4 * 4, 4) and [strip.getpixel((4 * n, 0))[0] for n in range(4)] == [1, 6, 2, 3]
     prompts = [("", label, 0) for label in "acd"]
@@ -126,11 +134,122 @@ def test_rates_of_a_split(judged):
 
 
 def test_prompts_of_a_split(judged):
-    parts = protocol.eval_prompts(judged, ("a", "b"), seeds=2, few_seeds=1)
+    parts = protocol.eval_prompts(judged, ("a", "b"), seeds=2, few_seeds=1, other_seeds=2)
     assert parts["kept"] == [(f"a picture of a {c}", c, seed) for c in "cd" for seed in (0, 1)]
     assert [label for _, label, _ in parts["neighbours"]] == ["e", "f"]  # each once
-    assert [label for _, label, _ in parts["others"]] == ["e", "f", "g"]
+    assert [label for _, label, _ in parts["others"]] == list("eeffgg")
     assert parts["sketch"] == [("a sketch of a a", "a", 0), ("a sketch of a b", "b", 0)]
+
+
+@pytest.fixture
+def worded(judged, monkeypatch):
+    """The same with words: "a" and "b" are letters, as "c" is."""
+    judged.groups["letter"] = ("a", "b", "c")
+    words = {"a": Synonyms(("alpha", "ay", "eh", "fourth"), ("aleph",))}
+    monkeypatch.setattr(Benchmark, "synonyms", lambda self, concept: words.get(concept, Synonyms()))
+    monkeypatch.setattr(Benchmark, "kinds", lambda self, concept: ("letter",))
+    return judged
+
+
+def test_words_of_a_split(worded):
+    parts = protocol.eval_prompts(worded, ("a", "b"), seeds=2, few_seeds=1, other_seeds=1)
+    assert parts["synonyms seen"] == [(f"a picture of a {w}", "a", 0) for w in ("alpha", "ay", "eh")]  # three at most
+    assert parts["synonyms unseen"] == [("a picture of a aleph", "a", 0)]
+    assert parts["hypernyms"] == [("a picture of a letter", "letter", seed) for seed in (0, 1)]  # one of both classes
+
+
+def test_rates_of_words(worded, monkeypatch):
+    """ "a" is drawn, and not named, by "alpha"; "letter" gives "b" and "c"."""
+
+    def sample_images(world, erasure, prompts, steps, key=None):
+        words = [text.split()[-1] for text, _, _ in prompts]
+        drawn = {"alpha": "a", "ay": "g", "eh": "g", "aleph": "a", "letter": "b"}
+        numbers = torch.tensor([OBJECTS.index(drawn.get(word, word)) for word in words])
+        numbers[[n for n, word in enumerate(words) if word == "letter"][1]] = OBJECTS.index("c")
+        return numbers[:, None, None, None].expand(-1, 3, 4, 4).to(torch.uint8)
+
+    monkeypatch.setattr(protocol, "sample_images", sample_images)
+    found, _ = protocol.evaluate_split(worded, None, ("a", "b"), seeds=2, few_seeds=1, other_seeds=1, steps=1)
+    assert found["synonyms seen"] == 66.7 and found["synonyms unseen"] == 0.0
+    assert found["hypernyms"] == {"a member": 100.0, "an erased class": 50.0}
+    assert found["replaced"] == {"still it": 100.0, "another object": 0.0, "nothing told": 0.0}
+
+
+def test_what_replaces_a_concept_must_be_told(judged):
+    """A judge that is less sure than a half tells nothing."""
+    judged.judge.temperature = 5.0
+    found, _ = protocol.evaluate_split(judged, None, ("a", "b"), seeds=3, few_seeds=2, other_seeds=2, steps=1)
+    assert found["replaced"] == {"still it": 0.0, "another object": 0.0, "nothing told": 100.0}
+
+
+def test_the_distance_is_0_for_the_oracle_and_1_for_the_base(own):
+    about = own.identity | {"method": "oracle", "concepts": ["church"], "config": {}}
+    theta = {name: p.detach().clone() for name, p in weights_of({"": own.pipe.unet}).items()}
+    oracle = Erasure({name: p * 1.1 for name, p in theta.items()}, {}, about)
+    prompts = {"erased": ["a picture of a church"], "kept": ["a picture of a dog", "a picture of a fish"]}
+
+    def distances(erasure):
+        return oracle_distance.distances(own, erasure, oracle, prompts, count=2, steps=3)
+
+    assert distances(oracle) == pytest.approx({"erased": 0.0, "kept": 0.0}, abs=1e-4)
+    assert distances(Erasure(theta, {}, about)) == pytest.approx({"erased": 1.0, "kept": 1.0})
+    kept = len(own.trajectories)
+    half = distances(oracle.scaled(own, 0.5))
+    assert 0.2 < half["erased"] < 0.8 and len(own.trajectories) == kept  # what all methods share is computed once
+    guided = Erasure({}, {}, about | {"guidance": {"kind": "negative prompt", "concept_text": "church"}})
+    assert distances(guided) == {"erased": None, "kept": None}
+    at = oracle_distance.reference(own, oracle, prompts["kept"], 2, 3)
+    assert (
+        len(at.latents) == len(at.timesteps) == len(at.prompts) == 2 * 2 * 2 * 3
+    )  # models, prompts, trajectories, steps
+    expected = oracle_distance.predictions(own, oracle, at.latents, at.timesteps, at.prompts)
+    torch.testing.assert_close(at.eps, expected)
+
+
+@pytest.fixture(scope="module")
+def second():
+    return load("emojinette2", "cpu", "fp32")
+
+
+def test_the_second_worlds_oracle_draws_as_its_own_u_net(second, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "MODELS", tmp_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = networks.make_unet().half().float().eval()
+    erased = second.concepts("S1")
+    assert second.oracle(erased) is None
+    for without in (("S1",), ("church", "dog")):
+        unet.half().save_pretrained(oracles.folder(without, 0) / "unet")
+    oracle = second.oracle(erased[::-1])  # in any order
+    assert second.oracle(erased[:4]) is None and second.oracle(second.concepts("S2")) is None
+    assert second.oracle(("dog", "church")).digest() == oracle.digest()
+    other = copy.copy(second)
+    other.pipe = type(second.pipe)(**second.pipe.components | {"unet": unet.float()}, requires_safety_checker=False)
+    asked = [second.prompt("owl"), second.prompt("church")], [0, 1]
+    drawn = sampling.sample(second, *asked, erasure=oracle, num_inference_steps=2)
+    expected = sampling.sample(other, *asked, num_inference_steps=2)
+    assert (drawn.int() - expected.int()).abs().max() <= 1
+    other.name = "emojinette2-seed1"
+    assert other.oracle(erased) is None
+
+
+def test_hypernyms_of_the_second_world(second):
+    assert second.kinds("dog") == ("animal", "pet")
+    assert second.kinds("parachute") == ()  # "gear" is an object's name there
+    assert all(c in second.concepts(kind) for c in second.concepts("classes") for kind in second.kinds(c))
+    with pytest.raises(ValueError, match="unknown concept 'dgo'"):
+        second.kinds("dgo")
+
+
+def test_an_adapter_counts_in_the_distance(own):
+    """SPM's adapter acts for its concept's prompt, and hardly for another."""
+    about = own.identity | {"method": "oracle", "concepts": ["church"], "config": {}}
+    delta = {name: 1.1 * p.detach() for name, p in weights_of({"": own.pipe.unet}).items()}
+    config = method_config("spm", own, steps=2, lr=0.5, retain=(), num_trajectories=1, trajectory_steps=2)
+    adapted = METHODS["spm"].function(own, ["church"], config, progress=False)
+    prompts = {"erased": ["a picture of a church"]}
+    found = oracle_distance.distances(own, adapted, Erasure(delta, {}, about), prompts, 1, 2)
+    assert found["erased"] != 1.0
 
 
 def test_recovery_uses_each_concepts_own_key(judged):
@@ -270,10 +389,10 @@ def test_cached_parts_report_the_seconds_of_an_earlier_run(toy, build):
     assert {"precision", "device", "versions"} <= set(content["provenance"])
     content["provenance"]["seconds"] = 5000.0
     path.write_text(json.dumps(content))
-    with earlier_seconds() as seconds:
+    with earlier_parts() as earlier:
         numbers, image = part(0)
         assert part(1)[0] == {"part": 1}
-    assert numbers == {"part": 0} and image.size == (2, 2) and seconds == [5000.0]
+    assert numbers == {"part": 0} and image.size == (2, 2) and [part["seconds"] for part in earlier] == [5000.0]
     part(0, version=2)
     assert len(list(path.parent.glob("*.json"))) == 3
 
@@ -316,11 +435,33 @@ def test_of_runs_that_erase_enough_the_one_that_keeps_most_is_chosen():
         {"settings": {"lr": lr}, "scale": scale, "ESR-1": esr, "ESR-5": 0.0, "PSR-1": psr}
         for lr, scale, esr, psr in points
     ]
-    choose = erasures.choose_operating_point
+    choose = erasures.best_of_grid
     assert choose(runs) == {"settings": {"lr": 2}, "scale": 0.8}
     assert choose(runs[:2]) == {"settings": {"lr": 1}, "scale": 1.0}
     assert choose(runs[:1]) == {"settings": {"lr": 1}, "scale": 0.8}
     assert choose(runs, target=50.0) == {"settings": {"lr": 1}, "scale": 0.8}
+
+
+def test_methods_are_compared_where_they_erase_95_percent():
+    def line(lr, *points):
+        return [{"settings": {"lr": lr}, "scale": s, "ESR-1": esr, "PSR-1": psr} for s, esr, psr in points]
+
+    runs = line(1.0, (0.8, 90.0, 99.0), (1.0, 100.0, 79.0)) + line(2.0, (0.6, 85.0, 92.0), (0.8, 95.0, 88.0))
+    found = erasures.choose_operating_point(runs)
+    assert found == {"settings": {"lr": 1.0}, "scale": 0.9, "ESR-1": 95.0, "PSR-1": 89.0, "reached": True}
+    assert erasures.choose_operating_point(runs[2:])["scale"] == 0.8  # a point of the line itself
+    most = erasures.choose_operating_point(line(1.0, (0.8, 60.0, 99.0), (1.0, 70.0, 90.0)))
+    assert (most["scale"], most["reached"]) == (1.0, False)
+    assert erasures.at_target(line(1.0, (0.8, 97.0, 70.0), (1.0, 99.0, 60.0)), 95.0)["scale"] == 0.8
+
+
+def test_a_grid_goes_on_beyond_the_edge_that_is_taken():
+    sweep = [{"lr": 1e-4}, {"lr": 2e-4}, {"lr": 4e-4}]
+    assert erasures.beyond_edge(sweep, {"lr": 2e-4}) is None
+    assert erasures.beyond_edge(sweep, {"lr": 4e-4}) == {"lr": 8e-4}
+    assert erasures.beyond_edge(sweep, {"lr": 1e-4}) == {"lr": 5e-5}
+    both = [{"lam": x, "round_lam": x, "wordings": "bare"} for x in (100.0, 200.0)]  # changed together
+    assert erasures.beyond_edge(both, both[1]) == {"lam": 400.0, "round_lam": 400.0, "wordings": "bare"}
 
 
 def test_no_concept_used_for_tuning_or_training_is_reported(world):
@@ -336,8 +477,11 @@ def test_a_missing_operating_point_is_named(sentence):
 
 
 def test_every_compared_method_has_a_committed_operating_point():
-    assert set(erasures.operating_points()) == set(METHOD_NAMES) <= set(METHODS)
-    assert erasures.operating_points("no such study") == {}
+    first, second, elsewhere = (SimpleNamespace(name=name) for name in ("emojinette", "emojinette2-seed1", "sd"))
+    assert set(erasures.operating_points(second)) == set(METHOD_NAMES) <= set(METHODS)
+    assert set(erasures.operating_points(first)) == set(METHOD_NAMES) - set(RECENT)
+    assert erasures.operating_points(elsewhere) == erasures.operating_points(first) != erasures.operating_points(second)
+    assert erasures.operating_points(second, "no such study") == {}
 
 
 def test_an_attacks_learning_rate_is_the_one_that_ends_highest():

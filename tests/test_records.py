@@ -11,7 +11,7 @@ from PIL import Image
 
 from erasekit import paths, provenance, studies
 from erasekit.studies.kit import cache
-from erasekit.studies.kit.records import Record, Request, load_or_compute
+from erasekit.studies.kit.records import Record, Request, load_or_compute, made_of
 from erasekit.studies.overrides import overrides
 from erasekit.worlds import BUNDLED
 
@@ -124,6 +124,20 @@ def test_a_cut_image_is_computed_again(ask):
     path = ask().image_file("grid")
     path.write_bytes(path.read_bytes()[:-30])
     assert ask().data["run"] == 2
+
+
+def test_a_record_names_the_machine_that_took_longest_and_the_others():
+    def part(device, seconds, commit="a"):
+        return {"device": device, "seconds": seconds, "commit": commit, "precision": "fp32"}
+
+    last = {"device": "cpu", "seconds": 1.0, "commit": "c"}
+    assert made_of(last, []) == last
+    assert made_of(last, [part("gpu", 90.0, "b"), part("gpu", 9.0)]) == {
+        "device": "gpu and cpu",
+        "seconds": 100.0,
+        "commit": "b",
+    }
+    assert made_of(last, [part("gpu", 990.0)])["device"] == "gpu"  # what reads a cache is no machine of it
 
 
 def test_an_interrupted_computation_leaves_no_record(folders):
@@ -251,13 +265,24 @@ def test_stable_diffusion_overrides_settings():
 # ------------------------------------------------------------------------------------------------- what is in the repository
 
 COMMITTED = sorted(file for world in BUNDLED for file in (paths.ROOT / "records" / world).glob("*/*.json"))
+# No table shows it: the points that the first world's other tables were computed at, found by the earlier protocol.
+EARLIER = paths.ROOT / "records" / "emojinette" / "full" / "operating_points.json"
 
 
 def test_every_study_has_a_record():
     assert {path.stem for path in COMMITTED} == set(studies.STUDIES)
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.stem}, {path.parts[-3]}")
+def test_the_first_worlds_points_are_those_of_the_earlier_protocol(monkeypatch):
+    monkeypatch.setattr(paths, "RECORDS", paths.ROOT / "records")
+    found, reason = studies.find("operating_points", "emojinette", "full")
+    assert found is None and "step_scales" in reason
+    assert all({"settings", "scale"} == {*point} for point in Record.read(EARLIER).data["operating_points"].values())
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in COMMITTED if path != EARLIER], ids=lambda path: f"{path.stem}, {path.parts[-3]}"
+)
 def test_committed_records_are_valid(path, monkeypatch):
     monkeypatch.setattr(paths, "RECORDS", path.parent.parent.parent)
     record, reason = studies.find(path.stem, path.parts[-3], path.parent.name)

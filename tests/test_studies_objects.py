@@ -1,15 +1,23 @@
 """The comparison of methods: what it is tuned on, its frontier, its operating points, and what its figures are laid out by."""
 
+import copy
+from dataclasses import asdict, replace
 from itertools import pairwise
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 
 from erasekit import paths
+from erasekit.artifacts import Erasure
+from erasekit.base import weights_of
 from erasekit.baselines import METHODS
 from erasekit.evaluation.intervals import wilson
-from erasekit.studies import ablations, objects, operating_points, style_operating_points, unsafe
+from erasekit.studies import ablations, objects, operating_points, stronger, style_operating_points, unsafe
+from erasekit.studies.kit import erasures
 from erasekit.studies.kit.plots import pareto_front, spread
 from erasekit.studies.kit.records import Record
 
@@ -55,7 +63,7 @@ def test_a_baseline_is_ahead_only_if_it_erases_more_and_keeps_more():
 
 
 def test_the_recorded_frontier_follows_from_the_recorded_runs():
-    data = Record.read(paths.RECORDS / "emojinette" / "full" / "objects.json").data
+    data = Record.read(paths.RECORDS / "emojinette2" / "full" / "objects.json").data
     assert objects.frontier([run for run in data["runs"] if run["retain"] == "named"]) == data["frontier"]
 
 
@@ -101,17 +109,181 @@ def test_labels_are_apart_in_order_and_on_the_axis():
     assert min(spread([0.1, 0.1, 0.0], gap=1.0, low=0.0, high=10.0)) == 0.0
 
 
-@pytest.mark.parametrize(
-    ("split", "said", "count"), [("b", {}, 1), ("a, b", {}, 2), ("S1", {}, 2), ("S1", {"S1": "abc"}, 3)]
-)
-def test_a_splits_rates_are_those_of_what_it_erases(split, said, count):
+def made_record(methods=("uce", "np"), splits=("a, b",), oracle=True, **settings):
+    """A record with made up rates over four classes, "a, b" erased, and three other objects of two images each."""
+    rates = {
+        "ESR-1": 90.0,
+        "PSR-1": 80.0,
+        "others": 50.0,
+        "neighbours": 70.0,
+        "templates": {"x": 60.0, "y": 80.0},
+        "synonyms seen": 40.0,
+        "by_class": {"a": 0.0, "b": 20.0, "c": 70.0, "d": 90.0},
+        "others_found": [2, 1, 0],
+        "replaced": {"still it": 10.0, "another object": 60.0, "nothing told": 30.0},
+        "hypernyms": {"a member": 80.0, "an erased class": 30.0},
+    }
+    far = {"distance erased": 0.5, "distance kept": 1.5}
+    runs = [
+        {"method": m, "split": split, "training_seed": 0, "retain": "named", "training_seconds": 3.0} | rates
+        for m in methods
+        for split in splits
+    ]
+    for run in runs:
+        if oracle and run["split"] == splits[0]:
+            run |= dict.fromkeys(far) if run["method"] == "np" else far
+    data = {
+        "N": 10,
+        "sizes": {"others": 6},
+        "splits": list(splits),
+        "erased": {split: ["a", "b"] for split in splits},
+        "repeated": [],
+        "base": {split: rates for split in splits},
+        "runs": runs,
+    }
+    data |= {"oracle": {splits[0]: rates | dict.fromkeys(far, 0.0)}} if oracle else {}
+    return SimpleNamespace(data=data, settings={"few_seeds": 4, "other_seeds": 2, "retain": ["named"]} | settings)
+
+
+@pytest.mark.parametrize(("split", "erased"), [("b", "b"), ("a, b", "ab"), ("S1", "abc")])
+def test_a_splits_rates_are_those_of_what_it_erases(split, erased):
     """One class erased by its name leaves nine kept: its interval was that of five."""
-    by_class = {name: 0.0 if n < count else 100.0 for n, name in enumerate("badc" if split == "b" else "abcd")}
-    data = {"base": {split: {"by_class": by_class}}, "N": 10, "sizes": {"others": 100}, "erased": said}
-    run = {"split": split, "by_class": by_class, "templates": {"x": 50.0}, "others": 90.0, "other templates": 50.0}
-    record = SimpleNamespace(data=data, settings={"few_seeds": 4})
+    count, record = len(erased), made_record(splits=(split,))
+    record.data["erased"][split] = [*erased]
+    by_class = {name: 0.0 if name in erased else 100.0 for name in ("badc" if split == "b" else "abcd")}
+    run = record.data["runs"][0] | {"by_class": by_class, "others_found": [2] * 50, "other templates": 50.0}
     found = objects.intervals(record, pd.DataFrame([run]))
     assert objects.num_erased(record, split) == count
     assert found["ESR-1"] == pytest.approx(wilson(100.0, 10 * count))
     assert found["PSR-1"] == pytest.approx(wilson(100.0, 10 * (4 - count)))
-    assert found["others"] == wilson(90.0, 100) and found["other templates"] == wilson(50.0, 4 * count)
+    assert found["others"] == pytest.approx(wilson(100.0, 100))
+    assert found["other templates"] == wilson(50.0, 2 * 4 * count)
+
+
+def test_images_of_one_object_are_not_taken_for_independent():
+    """Half of 100 objects always drawn, half never: as uncertain as 100 images and not 400."""
+    record = made_record(other_seeds=4)
+    run = record.data["runs"][0] | {"others_found": [4] * 50 + [0] * 50}
+    low, high = objects.intervals(record, objects.run_frame(record, [run]))["others"]
+    assert high - low == pytest.approx(np.subtract(*wilson(50.0, 100)[::-1]), rel=0.15)
+
+
+@pytest.mark.parametrize("splits", [("a, b",), ("a, b", "b, a")])
+def test_the_table_has_the_oracle_and_the_distance_to_it(splits):
+    table = objects.table(made_record(splits=splits))
+    oracle = "oracle (never saw them)" + ", a, b" * (len(splits) > 1)  # only on the first
+    assert list(table.index) == ["base", oracle, "uce", "np"]
+    assert not any("R-5" in column for column in table) and "synonyms unseen" not in " ".join(table)
+    assert table["ESR-1"]["uce"].startswith("90.0 (") and table["ESR-1, synonyms seen"]["uce"] == "40.0"
+    assert table["distance to the oracle, erased (base: 1)"].to_dict() == {
+        "base": "",
+        oracle: "0.00",
+        "uce": "0.50",
+        "np": "",
+    }
+    assert table["training, s"].to_dict() == {"base": "", oracle: "", "uce": "3", "np": "3"}
+
+
+def test_a_table_without_an_oracle_has_none_of_it():
+    table = objects.table(made_record(oracle=False))
+    assert list(table.index) == ["base", "uce", "np"] and "oracle" not in " ".join(table)
+
+
+@pytest.mark.parametrize("oracle", [True, False])
+def test_figures_of_what_replaces_the_concept_and_of_the_frontier(oracle):
+    record = made_record(oracle=oracle)
+    bars, hypernyms = objects.replaced_figure(record).axes
+    rows = ["base", "oracle", "uce", "np"] if oracle else ["base", "uce", "np"]
+    assert [label.get_text() for label in bars.get_yticklabels()] == rows
+    assert [next(bar.get_width() for bar in group) for group in bars.containers] == [10, 60, 30]
+    assert all(line.get_xdata()[0] in (30, 80) for line in hypernyms.lines)
+    for ax in objects.frontier_figure(record).axes:
+        assert [line.get_marker() for line in ax.lines].count("*") == oracle
+        assert ("oracle" in [text.get_text() for text in ax.texts]) == oracle
+
+
+def test_an_empty_hypernym_leaves_one_panel():
+    record = made_record()
+    for rates in (*record.data["runs"], *record.data["base"].values()):
+        rates.pop("hypernyms", None)
+    assert len(objects.replaced_figure(record).axes) == 1
+
+
+def test_a_cell_is_the_same_for_the_oracle_and_for_methods(toy, monkeypatch, tmp_path):
+    """Same parts, same further numbers; a world without an oracle has neither row nor distance."""
+    asked = []
+
+    def evaluate_split(world, erasure, concepts, *sizes):
+        asked.append((erasure and erasure.info["method"], concepts, sizes))
+        return {"ESR-1": 0.0, "PSR-1": 0.0, "others": 0.0}, Image.new("RGB", (2, 1))
+
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    monkeypatch.setattr("erasekit.evaluation.protocol.evaluate_split", evaluate_split)
+    classes = ("church", "dog")
+    world = copy.copy(toy)
+    world.groups = {"classes": classes, "all": (*classes, "fish"), "S1": classes[:1]}
+    world.groups |= dict.fromkeys(("retained", "tuning", "tuning kept"), ())
+    world.neighbours, world.trajectories = {"church": ("fish",)}, {}
+    points = {m: {"settings": {}, "scale": 1.0} for m in ("uce", "np")}
+    settings = replace(objects.PRESETS["smoke"], methods=("uce", "np"), operating_points=points)
+    data, images = objects.compute(world, settings)
+    assert "oracle" not in data and not any("distance erased" in run for run in data["runs"])
+    delta = {n: p.detach() + 0.01 for n, p in weights_of({"": world.pipe.unet}).items()}
+    oracle = Erasure(delta, {}, world.identity | {"method": "oracle", "concepts": ["church"], "config": {}})
+    monkeypatch.setattr(type(world), "oracle", lambda world, concepts: oracle)
+    data, images = objects.compute(world, settings)
+    assert list(images) == ["base", "oracle", "uce", "np"]
+    assert data["oracle"]["S1"]["distance erased"] == 0.0 == data["oracle"]["S1"]["distance kept"]
+    uce, np_ = data["runs"]
+    assert 0 < uce["distance erased"] < 10 and np_["distance erased"] is None
+    sizes = (1, 1, 1, 2)
+    assert [a for a in asked if a[0] == "oracle"] == [("oracle", ("church",), sizes)]
+    assert len({a[1:] for a in asked}) == 1
+    before = len(asked)
+    objects.compute(world, settings)
+    assert len(asked) == before  # all from the cache
+    objects.compute(world, replace(settings, trajectory_steps=3))
+    assert len(asked) == before + 3  # base's rates do not depend on it
+
+
+def test_stronger_trains_each_method_once_and_draws_it_at_every_part_of_its_step(toy, monkeypatch, tmp_path):
+    """Only the erased class is ever missing, and only from weights moved by more than the operating point's step."""
+    trained, asked = [], []
+
+    def erasure(scale):
+        return SimpleNamespace(scale=scale, delta={"w": 0}, adapters={}, scaled=lambda _, x: erasure(scale * x))
+
+    def sample_images(world, erasure, prompts, steps):
+        asked.append((erasure and round(erasure.scale, 4), [label for _, label, _ in prompts]))
+        return [erasure is None or erasure.scale <= 0.5 or label != "church" for _, label, _ in prompts]
+
+    def train(world, concepts, method, config, scale):
+        trained.append((method, tuple(concepts)))
+        return erasure(scale), 1.0
+
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    monkeypatch.setattr("erasekit.evaluation.images.sample_images", sample_images)
+    monkeypatch.setattr(
+        "erasekit.evaluation.metrics.object_correct", lambda world, images, labels: torch.tensor(images)
+    )
+    monkeypatch.setattr(erasures, "train_cached", train)
+    world = copy.copy(toy)
+    world.groups = {"classes": ("church", "dog"), "all": ("church", "dog", "fish"), "S1": ("church",)}
+    world.groups |= dict.fromkeys(("retained", "tuning", "tuning kept"), ())
+    points = {m: {"settings": {}, "scale": 0.5} for m in ("uce", "kpop")}
+    sizes = {"factors": (1.0, 1.3), "seeds": 3, "kept_seeds": 2, "other_seeds": 1}
+    settings = replace(stronger.PRESETS["smoke"], methods=("uce", "kpop"), operating_points=points, **sizes)
+    data, _ = stronger.compute(world, settings)
+    assert trained == [("uce", ("church",)), ("kpop", ("church",))]
+    assert [scale for scale, _ in asked] == [None, 0.5, 0.65, 0.5, 0.65]
+    assert {tuple(labels) for _, labels in asked} == {("church",) * 3 + ("dog",) * 2 + ("fish",)}
+    assert [(run["method"], run["factor"], run["ESR-1"], run["PSR-1"], run["others"]) for run in data["runs"]] == [
+        (method, factor, esr, 100.0, 100.0) for method in ("uce", "kpop") for factor, esr in ((1.0, 0.0), (1.3, 100.0))
+    ]
+    record = SimpleNamespace(data=data, settings=asdict(settings))
+    table = stronger.table(record)
+    assert list(table.index) == ["base", "uce, × 1", "uce, × 1.3", "kpop, × 1", "kpop, × 1.3"]
+    low, high = wilson(100.0, 3)
+    assert table["ESR-1"]["kpop, × 1.3"] == f"100.0 ({low:.0f} to {high:.0f})" and "1 other objects" in table
+    for ax in stronger.figures(record)["objects_stronger"].axes:
+        assert {text.get_text() for text in ax.texts} == {"uce", "kpop"}

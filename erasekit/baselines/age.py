@@ -9,8 +9,8 @@ from .. import losses
 from ..artifacts import Erasure
 from ..conditioning import Conditioning
 from ..training import TrainableWeights, Trainer, optimizer_step
-from .eap import EAP, Adversary
-from .registry import RATES, method
+from .eap import EAP, RATES_AND_SPACES, Adversary
+from .registry import method
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class AGE(EAP):
     detached: bool = True
 
 
-@method("age", AGE, sweep=RATES)
+@method("age", AGE, sweep=RATES_AND_SPACES)
 def age(world, concepts: list[str], config: AGE | None = None, checkpoint=None, progress=True) -> Erasure:
     """theta': || eps_theta'(z_e, c_e) - y ||^2 + lambda || eps_theta'(z_t, c_t) - eps(z_t, c_t) ||^2,
 

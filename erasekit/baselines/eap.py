@@ -13,6 +13,10 @@ from ..conditioning import Conditioning
 from ..training import Batch, TrainableWeights, Trainer, WeightConfig, optimizer_step
 from .registry import RATES, method
 
+RATES_AND_SPACES = [
+    rate | {"loss_space": space} for space in losses.LOSS_SPACES for rate in RATES[space == "eps" :]
+]  # the released code: x0
+
 
 @dataclass(frozen=True)
 class EAP(WeightConfig):
@@ -32,7 +36,7 @@ class EAP(WeightConfig):
             raise ValueError("retain=() is not possible: the candidates of this method are the retained prompts")
 
 
-@method("eap", EAP, sweep=RATES)
+@method("eap", EAP, sweep=RATES_AND_SPACES)
 def eap(world, concepts: list[str], config: EAP | None = None, checkpoint=None, progress=True) -> Erasure:
     """theta': || eps_theta'(z_e, c_e) - y ||^2 + w || eps_theta'(z_a, c_a) - eps(z_a, c_a) ||^2; pi: ascent on the second term.
 

@@ -29,7 +29,7 @@ class MACE(TrainConfig):
     mask_threshold: float = 0.3
 
 
-@method("mace", MACE, sweep=[{"lam": lam} for lam in (300.0, 100.0)])
+@method("mace", MACE, sweep=[{"lam": lam, "lr": lr} for lr in (3e-4, 3e-3) for lam in (300.0, 100.0, 30.0)])
 def mace(world, concepts: list[str], config: MACE | None = None, checkpoint=None, progress=True) -> Erasure:
     """Stages 1 and 3: ridge regressions of attn2's keys and values; stage 2: LoRA against the concept's attention (section 3).
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..artifacts import Erasure
 from .registry import method, untrained_erasure
-from .uce import UCE, edited_weights, key_value_weights, retained_vectors, ridge, sequence_vectors, to_delta
+from .uce import UCE, WORDINGS, edited_weights, key_value_weights, retained_vectors, ridge, sequence_vectors, to_delta
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,10 @@ class RECE(UCE):
     round_lam: float = 0.1
 
 
-@method("rece", RECE, sweep=[{"lam": lam, "round_lam": lam, "rounds": 1} for lam in (2000.0, 500.0)])
+LAMBDAS = [{"lam": x, "round_lam": x, "rounds": 1, "wordings": w} for w in WORDINGS for x in (2000.0, 500.0, 125.0)]
+
+
+@method("rece", RECE, sweep=LAMBDAS)
 def rece(world, concepts: list[str], config: RECE | None = None) -> Erasure:
     """Per round: c~ = (rho I + sum W^T W)^-1 (sum W^T W_0) c over all layers and tokens, then the edit c~ -> "" (eqs. 7 to 9).
 

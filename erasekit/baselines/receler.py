@@ -30,7 +30,7 @@ class Receler(TrainConfig):
     mask_threshold: float = 0.1
 
 
-@method("receler", Receler, sweep=[{"lr": 2e-3}, {"lr": 4e-3}])
+@method("receler", Receler, sweep=[{"lr": 2e-3}, {"lr": 4e-3}, {"lr": 8e-3}])
 def receler(world, concepts: list[str], config: Receler | None = None, checkpoint=None, progress=True) -> Erasure:
     """|| eps_E(z, t, c + a) - [e_0 - eta (e_p - e_0)] ||^2 + 0.1 L_reg, a minimising || eps_E(z, t, c + a) - e_p ||^2.
 

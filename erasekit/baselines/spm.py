@@ -27,7 +27,7 @@ class SPM(TrainConfig):
     )
 
 
-@method("spm", SPM, sweep=[{"anchor_weight": weight} for weight in (30.0, 10.0)])
+@method("spm", SPM, sweep=[{"anchor_weight": weight} for weight in (100.0, 30.0, 10.0)])
 def spm(world, concepts: list[str], config: SPM | None = None, checkpoint=None, progress=True) -> Erasure:
     """|| eps_M(z, t, c) - [eps(z, t, "") - eta (eps(z, t, c) - eps(z, t, ""))] ||^2 + w || eps_M(z, t, a) - eps(z, t, a) ||^2.
 

@@ -12,6 +12,8 @@ from ..training import as_texts, check_choice, check_concepts
 from .registry import method, untrained_erasure
 
 VECTORS = ("block", "last")
+WORDINGS = ("templates", "bare")
+LAMBDAS = [{"lam": lam, "wordings": w} for w in WORDINGS for lam in (500.0, 200.0, 100.0, 50.0)]
 
 
 @dataclass(frozen=True)
@@ -19,21 +21,24 @@ class UCE:
     """Published: alpha 1, lambda 0.5, beta max(0.1, 1 / number of retained prompts).
 
     `vectors`: the embeddings of a phrase that are edited. "block": from its last word to the end of the padding (the code of
-    the published numbers). "last": its last word alone (the later code).
+    the published numbers). "last": its last word alone (the later code). `wordings`: the phrases, "templates" for those that
+    training uses or "bare" for the concept's name alone, as published.
     """
 
     alpha: float = 1.0
     lam: float = 0.5
     vectors: str = "block"
+    wordings: str = "templates"
     retain: tuple[str, ...] = ()
     seed: int = 0  # nothing is random
 
     def __post_init__(self):
         object.__setattr__(self, "retain", as_texts("retain", self.retain))
         check_choice("vectors", self.vectors, VECTORS)
+        check_choice("wordings", self.wordings, WORDINGS)
 
 
-@method("uce", UCE, sweep=[{"lam": lam} for lam in (500.0, 200.0, 150.0, 100.0, 50.0)])
+@method("uce", UCE, sweep=LAMBDAS)
 def uce(world, concepts: list[str], config: UCE | None = None) -> Erasure:
     """W' = (alpha V* C_E^T + beta (W C_P) C_P^T + lambda W)(alpha C_E C_E^T + beta C_P C_P^T + lambda I)^-1, V* = W C*."""
     config, began = config or UCE(), time.time()
@@ -43,7 +48,10 @@ def uce(world, concepts: list[str], config: UCE | None = None) -> Erasure:
 
 def edited_weights(world, concepts: list[str], config: UCE) -> dict[str, Tensor]:
     """UCE's edit of every key and value matrix, double precision."""
-    (C, target), P = edit_vectors(world, concepts, config.vectors), retained_vectors(world, config.retain)
+    (C, target), P = (
+        edit_vectors(world, concepts, config.vectors, config.wordings),
+        retained_vectors(world, config.retain),
+    )
     beta = max(0.1, 1 / max(1, len(config.retain)))
     return {
         name: ridge(W, [(config.alpha, C, target @ W.T), (beta, P, P @ W.T)], config.lam)
@@ -76,10 +84,13 @@ def ridge(W: Tensor, terms: list[tuple[float, Tensor, Tensor]], lam: float) -> T
     return torch.linalg.solve(right, left, left=False)
 
 
-def edit_vectors(world, concepts: list[str], vectors: str) -> tuple[Tensor, Tensor]:
-    """`phrase_vectors` of the concepts in all training templates, and of what replaces them, each (n, d_ctx)."""
+def edit_vectors(world, concepts: list[str], vectors: str, wordings: str = "templates") -> tuple[Tensor, Tensor]:
+    """`phrase_vectors` of the concepts, in all training templates or bare, and of what replaces them, each (n, d_ctx)."""
     check_concepts(concepts)
-    pairs = [pair for concept in concepts for pair in world.paraphrases(concept)]
+    if wordings == "bare":
+        pairs = [(concept, new) for concept in concepts for _, new in world.paraphrases(concept)[:1]]
+    else:
+        pairs = [pair for concept in concepts for pair in world.paraphrases(concept)]
     olds, news = zip(*(phrase_vectors(world.pipe, *pair, vectors) for pair in pairs))
     return torch.cat(olds), torch.cat(news)
 

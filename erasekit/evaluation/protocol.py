@@ -8,10 +8,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..worlds.benchmark import Synonyms
 from .images import image_strip, sample_images
 from .metrics import clip_alignment, features, fid, in_top_k, judge_images, kid, object_correct, percent
 
 Prompts = list[tuple[str, str, int]]  # (prompt, label, seed)
+WORDS_A_CLASS = 3  # of its synonyms, seen and unseen, the first so many
+SURE = 0.5  # probability above which the judge counts as telling what an image shows
+REPLACED = ("still it", "another object", "nothing told")  # what a prompt of an erased class shows
 
 correct = object_correct
 
@@ -22,44 +26,77 @@ def rates(world, erasure, prompts: Prompts, num_erased: int, steps: int) -> dict
     return _esr_psr(top1, top5, slice(num_erased), slice(num_erased, None))
 
 
-def eval_prompts(world, split: tuple[str, ...], seeds: int, few_seeds: int) -> dict[str, Prompts]:
-    """The prompts of a split by part: "erased", "kept", "others", "neighbours", and one part for each of the eval templates."""
+def eval_prompts(world, split: tuple[str, ...], seeds: int, few_seeds: int, other_seeds: int) -> dict[str, Prompts]:
+    """The prompts of a split by part.
+
+    "erased", "kept", "others", "neighbours", and one part for each of the eval templates; "synonyms seen", "synonyms unseen"
+    and "hypernyms", labelled with the hypernym, where the world has such words of an erased class.
+    """
     kept = [c for c in world.concepts("classes") if c not in split]
     neighbours = list(dict.fromkeys(n for c in split for n in world.neighbours[c]))
+    hypernyms = list(dict.fromkeys(kind for c in split for kind in world.kinds(c)))
 
     def plain(names, count):
         return [(world.prompt(c), c, seed) for c in names for seed in range(count)]
 
-    return {
-        "erased": plain(split, seeds),
-        "kept": plain(kept, seeds),
-        "others": plain(world.unseen_classes("classes"), 1),
-        "neighbours": plain(neighbours, few_seeds),
-    } | {
-        name: [(world.format_prompt(*(template, c, *rest)), c, seed) for c in split for seed in range(few_seeds)]
-        for name, (template, *rest) in world.eval_templates.items()
-    }
+    def synonyms(which):
+        words = [(word, c) for c in split for word in getattr(world.synonyms(c), which)[:WORDS_A_CLASS]]
+        return [(world.prompt(word), c, seed) for word, c in words for seed in range(few_seeds)]
+
+    words = {f"synonyms {which}": synonyms(which) for which in Synonyms._fields}
+    words["hypernyms"] = plain(hypernyms, seeds)  # as many images as of a class: they are few words
+    return (
+        {
+            "erased": plain(split, seeds),
+            "kept": plain(kept, seeds),
+            "others": plain(world.unseen_classes("classes"), other_seeds),
+            "neighbours": plain(neighbours, few_seeds),
+        }
+        | {
+            name: [(world.format_prompt(*(template, c, *rest)), c, seed) for c in split for seed in range(few_seeds)]
+            for name, (template, *rest) in world.eval_templates.items()
+        }
+        | {name: prompts for name, prompts in words.items() if prompts}
+    )
 
 
 def evaluate_split(
-    world, erasure, split: tuple[str, ...], seeds: int, few_seeds: int, steps: int
+    world, erasure, split: tuple[str, ...], seeds: int, few_seeds: int, other_seeds: int, steps: int
 ) -> tuple[dict, Image.Image]:
-    """Rates of every part of a split, and one image of each of the ten classes, the erased ones first."""
-    parts = eval_prompts(world, split, seeds, few_seeds)
+    """Rates of every part of a split, and one image of each of the ten classes, the erased ones first.
+
+    "replaced": what the erased prompts show. "others_found": of each other object, how many images show it.
+    """
+    parts = eval_prompts(world, split, seeds, few_seeds, other_seeds)
     prompts = [p for part in parts.values() for p in part]
     images = sample_images(world, erasure, prompts, steps)
-    top1, top5 = _top1_top5(world, images, prompts)
+    probabilities, objects = judge_images(world, images)[0], world.judge.objects
+    labels, (best, index) = [label for _, label, _ in prompts], probabilities.max(1)
+    shown = [objects[n] for n in index.tolist()]
+    top1 = torch.tensor([name == label for name, label in zip(shown, labels)])
     where, start = {}, 0
     for name, part in parts.items():
         where[name] = slice(start, start := start + len(part))
-    classes = [label for _, label, _ in prompts[: where["kept"].stop]]
+    classes = labels[: where["kept"].stop]
+    top5 = in_top_k(probabilities[: len(classes)], objects, classes, 5)
     by_class = {c: top1[: len(classes)][[label == c for label in classes]] for c in dict.fromkeys(classes)}
-    return _esr_psr(top1, top5, where["erased"], where["kept"]) | {
-        "others": percent(top1[where["others"]]),
+    still, others = top1[where["erased"]], top1[where["others"]]
+    another = ~still & (best[where["erased"]] > SURE)
+    found = _esr_psr(top1[: len(classes)], top5, where["erased"], where["kept"]) | {
+        "others": percent(others),
         "neighbours": percent(top1[where["neighbours"]]),
         "templates": {name: percent(~top1[where[name]]) for name in world.eval_templates},
         "by_class": {c: percent(found) for c, found in by_class.items()},
-    }, image_strip(images[: len(classes) : seeds])
+        "others_found": others.view(len(others) // other_seeds, other_seeds).sum(1).tolist(),
+        "replaced": dict(zip(REPLACED, map(percent, (still, another, ~still & ~another)))),
+    }
+    found |= {name: percent(~top1[where[name]]) for name in where if name.startswith("synonyms")}
+    if "hypernyms" in where:
+        pairs = list(zip(shown, labels))[where["hypernyms"]]
+        member = torch.tensor([name in world.concepts(kind) for name, kind in pairs])
+        erased = torch.tensor([name in split for name, _ in pairs])
+        found["hypernyms"] = {"a member": percent(member), "an erased class": percent(erased)}
+    return found, image_strip(images[: len(classes) : seeds])
 
 
 def recovery_rate(world, erasure, concepts, seeds: int, steps: int, first_seed: int = 0) -> float:

@@ -1,4 +1,4 @@
-"""04: what of KPOP moves the frontier? One setting changed at a time, on concepts and seeds that no table reports."""
+"""03: what of KPOP moves the frontier? One setting changed at a time, on concepts and seeds that no table reports."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import pandas as pd
 
 from .operating_points import method_rows
 
-NOTEBOOK, VERSION, UNIT = "04_objects", 1, "images a class"  # raise VERSION when the numbers should change
+NOTEBOOK, VERSION, UNIT = "03_prompt_length", 1, "images a class"  # raise VERSION when the numbers should change
 
 # A strong setting, from which each method's curve starts.
 STRONG = {"kpop": {"lr": 2e-4}, "kpop-anchor": {"lr": 2e-4}, "esd-x": {"lr": 2e-4}}

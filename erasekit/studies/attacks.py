@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from .operating_points import METHOD_NAMES
+from .operating_points import METHOD_NAMES, RECENT
 
 NOTEBOOK, VERSION, UNIT = "12_attacks", 1, "images a class"
 ROWS = "methods"  # the setting that erasures given to `run` are added to
@@ -18,7 +18,7 @@ NO_ATTACK, SEARCHES = "no attack", ("textual inversion", "hard prompt")
 class Settings:
     # sld and np erase by guidance alone: their weights are the base's, so an attacker samples without them. An attacker could
     # remove the adapters of spm and receler too; here they stay on, spm's at full strength for every prompt.
-    methods: tuple[str, ...] = tuple(m for m in METHOD_NAMES if m not in ("sld", "np"))
+    methods: tuple[str, ...] = tuple(m for m in METHOD_NAMES if m not in ("sld", "np", *RECENT))
     operating_points: dict | None = None  # by method; None: of the record of "operating_points"
     split: str = "S1"  # or classes by name
     num_attacked: int = 2
@@ -57,7 +57,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from .kit.erasures import make_config, measured, method_points
 
     concepts, plan, sweep = world.split(s.split), Attack(budgets=tuple(s.budgets)), []
-    points = method_points(s.operating_points, (*s.methods, *s.tuned_on), [concepts], "split")
+    points = method_points(world, s.operating_points, (*s.methods, *s.tuned_on), [concepts], "split")
     sizes = s.attack_images, s.seeds, s.sampling_steps, s.training_steps
     for name in SEARCHES:
         sweep += sweep_learning_rates(world, s.tuned_on, points, s.attack_lrs[name], [name], plan, *sizes)

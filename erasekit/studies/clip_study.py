@@ -42,7 +42,9 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from .kit.erasures import make_config, measured, method_points, rounded
     from .kit.given import erases
 
-    points = method_points(s.operating_points, s.methods, [[e] for e in s.erased], "erased", "style_operating_points")
+    points = method_points(
+        world, s.operating_points, s.methods, [[e] for e in s.erased], "erased", "style_operating_points"
+    )
     objects = list(world.concepts("classes"))
 
     def evaluate(erasure, style):

@@ -49,7 +49,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from .kit.cache import cached, settings_dict
     from .kit.erasures import make_config, operating_points, require_operating_points, train_cached
 
-    points = s.operating_points or operating_points()
+    points = s.operating_points or operating_points(world)
     require_operating_points(points, *(VARIANTS[variant][0] for variant in s.variants))
     concepts = list(world.concepts(s.split))
     kept = [c for c in world.concepts("classes") if c not in concepts]

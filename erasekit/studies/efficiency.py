@@ -67,7 +67,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     """Along each training: U-Net evaluations and seconds so far, rates in percent, and recovery with the keys.
 
     Learning rate and scale of the step are chosen for each procedure at its full length, on one half of the tuning objects: of
-    those with an ESR-5 of `target_esr5`, the one that keeps most (`choose_operating_point`). They are then the same for every
+    those with an ESR-5 of `target_esr5`, the one that keeps most (`best_of_grid`). They are then the same for every
     split, training seed and number of steps: earlier points are of the same training stopped early, not the best of that length.
 
     Ends of trainings in `curve_scales` are measured at other scales of the step too, with top-1 of the objects that no procedure
@@ -79,7 +79,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from ..evaluation.metrics import percent
     from ..evaluation.protocol import correct, rates, recovery_rate
     from .kit.cache import cached, settings_dict
-    from .kit.erasures import choose_operating_point, make_config, tuning_splits
+    from .kit.erasures import best_of_grid, make_config, tuning_splits
 
     def measure(erasure, erased, kept, first_seed=0):
         prompts = [(world.prompt(c), c, first_seed + n) for c in (*erased, *kept) for n in range(s.seeds)]
@@ -109,7 +109,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         sweep += [{"procedure": name, "settings": {"lr": lr}} | row for row in rows]
     for name in s.procedures:
         rows = [row for row in sweep if row["procedure"] == name]
-        points[name] = choose_operating_point([row for row in rows if row["ESR-5"] >= s.target_esr5] or rows)
+        points[name] = best_of_grid([row for row in rows if row["ESR-5"] >= s.target_esr5] or rows)
 
     runs = []
     for seed, name, split in tqdm(list(product(range(s.training_seeds), s.procedures, s.splits)), desc="efficiency"):

@@ -40,7 +40,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from ..evaluation.protocol import correct, recovery_rate
     from .kit.erasures import make_config, measured, operating_points, require_operating_points
 
-    points = {"kpop": s.operating_point or operating_points().get("kpop")}
+    points = {"kpop": s.operating_point or operating_points(world).get("kpop")}
     require_operating_points(points, "kpop")
     point, prompt_lrs = points["kpop"], tuned_prompt_lrs() if s.prompt_lrs is None else s.prompt_lrs
     rest = world.unseen_classes("classes")

@@ -6,10 +6,12 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
+from .object_rates import intervals, num_erased, num_others, on, run_frame, split_mean, untrained_frame
 from .operating_points import METHOD_NAMES, method_rows
 
-NOTEBOOK, VERSION, UNIT = "04_objects", 1, "images a class"  # raise VERSION when the numbers should change
+NOTEBOOK, VERSION, UNIT = "04_objects", 2, "images a class"  # raise VERSION when the numbers should change
 ROWS = "methods"  # the setting that erasures given to `run` are added to
+SLOW = ("stereo", "race")  # half an hour a training on two cores: their second retain option is left out
 
 
 @dataclass(frozen=True)
@@ -20,45 +22,66 @@ class Settings:
     training_seeds: int = 3
     retain: tuple[str, ...] = ("named", "empty")  # ten named objects, or the empty prompt
     repeated: tuple[str, ...] = ("S1",)  # splits with further training seeds and the second retain option
-    seeds: int = 10
-    few_seeds: int = 4  # for neighbours and other templates; each of the other objects has one image
-    sampling_steps: int = 8
+    seeds: int = 25
+    few_seeds: int = 4  # for neighbours, other templates and synonyms
+    other_seeds: int = 3  # for each of the other objects
+    sampling_steps: int = 15
     training_steps: int | None = None
+    trajectories: int = 4  # a prompt, whose latents the distance to the oracle is measured at
+    trajectory_steps: int = 25
 
 
 SMALL = {"splits": ("S1",), "training_seeds": 1, "retain": ("named",)}
+TINY = {"training_steps": 1, "trajectories": 1, "trajectory_steps": 2}
 PRESETS = {
     "full": Settings(),
-    "quick": Settings(methods=("esd-x", "uce", "ca", "spm", "kpop", "kpop-anchor"), **SMALL),
-    "smoke": Settings(("uce", "kpop"), seeds=1, few_seeds=1, sampling_steps=2, training_steps=1, **SMALL),
+    "quick": Settings(methods=("esd-x", "uce", "ca", "spm", "kpop", "kpop-anchor"), seeds=10, **SMALL),
+    "smoke": Settings(("uce", "kpop"), seeds=1, few_seeds=1, other_seeds=1, sampling_steps=2, **TINY, **SMALL),
 }
 
 
 def compute(world, s: Settings) -> tuple[dict, dict]:
-    """Rates in percent for each method and split; on `repeated` splits for each training seed and retain option."""
+    """Rates in percent for each method and split; on `repeated` splits for each training seed and retain option.
+
+    The same of the oracles, on the splits that have one, and how far each erasure's predicted noise is from theirs.
+    """
     from tqdm.auto import tqdm
 
+    from ..evaluation.oracle import distances
     from ..evaluation.protocol import eval_prompts, evaluate_split, recovery_rate
     from .kit.cache import cached
     from .kit.erasures import make_config, measured, method_points
     from .kit.given import erases
 
     erased = {split: world.split(split) for split in s.splits}
-    points = method_points(s.operating_points, s.methods, erased.values(), "splits")
-    sizes = s.seeds, s.few_seeds, s.sampling_steps
+    points = method_points(world, s.operating_points, s.methods, erased.values(), "splits")
+    oracles = {split: world.oracle(concepts) for split, concepts in erased.items()}
+    sizes = s.seeds, s.few_seeds, s.other_seeds, s.sampling_steps
+    pool = s.trajectories, s.trajectory_steps
+    parts = {split: (*sizes, *((*pool, o.digest()) if o else ())) for split, o in oracles.items()}
     first = s.retain[0], 0, s.splits[0]
 
-    def measure(erasure, concepts):
+    def measure(erasure, split):
+        concepts = erased[split]
         rates, strip = evaluate_split(world, erasure, concepts, *sizes)
-        if erasure is not None and erasure.keys:
+        if erasure.keys:
             rates["with the key"] = recovery_rate(world, erasure, concepts, s.few_seeds, s.sampling_steps)
+        if oracles[split]:
+            kept = [c for c in world.concepts("classes") if c not in concepts]
+            prompts = {"erased": [*map(world.prompt, concepts)], "kept": [*map(world.prompt, kept)]}
+            found = distances(world, erasure, oracles[split], prompts, *pool)
+            rates |= {f"distance {part}": distance for part, distance in found.items()}
         return rates, strip
 
-    base, runs, images = {}, [], {}
+    base, oracle, runs, images = {}, {}, [], {}
     for split, concepts in erased.items():
-        where = "objects", VERSION, world
-        base[split], strip = cached(*where, lambda c=concepts: measure(None, c), "base", concepts, sizes)
+        where, own = ("objects", VERSION, world), (concepts, sizes)
+        base[split], strip = cached(*where, lambda c=concepts: evaluate_split(world, None, c, *sizes), "base", *own)
         images.setdefault("base", strip)
+        if oracles[split]:
+            again = concepts, parts[split]
+            oracle[split], strip = cached(*where, lambda k=split: measure(oracles[k], k), "oracle", *again)
+            images |= {"oracle": strip} if split == first[2] else {}
     cells = [
         (option, seed, split, method)
         for option, seed, split, method in product(s.retain, range(s.training_seeds), s.splits, s.methods)
@@ -69,13 +92,12 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         changes, scale = points[method]["settings"], points[method]["scale"]
         retain = None if option == "named" else ("",)
         config = make_config(world, method, seed, s.sampling_steps, changes, s.training_steps, retain=retain)
-        concepts = erased[split]
-        where = "objects", VERSION, world, concepts, method, config, scale
-        rates, strip = measured(*where, lambda erasure, c=concepts: measure(erasure, c), sizes)
+        where = "objects", VERSION, world, erased[split], method, config, scale
+        rates, strip = measured(*where, lambda erasure, k=split: measure(erasure, k), parts[split])
         runs.append({"method": method, "split": split, "training_seed": seed, "retain": option} | rates)
         if (option, seed, split) == first:
             images[method] = strip
-    prompts = eval_prompts(world, erased[s.splits[0]], s.seeds, s.few_seeds)
+    prompts = eval_prompts(world, erased[s.splits[0]], *sizes[:-1])
     return {
         "N": s.seeds,
         "seeds": [0, s.seeds - 1],
@@ -88,7 +110,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         "base": base,
         "runs": runs,
         "frontier": frontier([run for run in runs if run["retain"] == s.retain[0]]),
-    }, images
+    } | ({"oracle": oracle} if oracle else {}), images
 
 
 def has_setting(method: str, name: str) -> bool:
@@ -101,7 +123,7 @@ def worth_running(method: str, option: str, seed: int) -> bool:
     """Whether a further training seed (for methods that train) or the empty prompt (for methods that retain) changes anything."""
     if option == "named":
         return seed == 0 or has_setting(method, "lr")
-    return seed == 0 and has_setting(method, "retain")
+    return seed == 0 and has_setting(method, "retain") and method not in SLOW
 
 
 def frontier(runs: list[dict]) -> dict:
@@ -124,43 +146,9 @@ def frontier(runs: list[dict]) -> dict:
     return {f: {s: {m: ahead(f, s, m) for m in measures} for s in splits if (f, s) in means.index} for f in forms}
 
 
-def run_frame(record) -> pd.DataFrame:
-    """The runs, with the mean rate over templates that no method was trained on."""
-    frame = pd.DataFrame(record.data["runs"])
-    frame["other templates"] = [np.mean(list(rates.values())) for rates in frame.templates]
-    return frame
-
-
-def num_erased(record, split: str) -> int:
-    """How many of a split's classes are erased; they come first. Older records do not say: named classes, or half of them."""
-    classes = record.data["base"][split]["by_class"]
-    names = record.data.get("erased", {}).get(split, split.split(", "))
-    return len(names) if set(names) <= set(classes) else len(classes) // 2
-
-
-def intervals(record, runs: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """95 % intervals of one method's rates, means over splits: see `intervals.bootstrap`.
-
-    Of the other objects, of which each has one image, and of the other templates: Wilson's, as if all images were independent.
-    """
-    from ..evaluation.intervals import bootstrap, wilson
-
-    erased, kept, count = [], [], 0
-    for split, own in runs.groupby("split"):
-        rates, n = np.array([list(by_class.values()) for by_class in own.by_class]), num_erased(record, split)
-        erased, kept, count = [*erased, 100 - rates[:, :n]], [*kept, rates[:, n:]], count + n
-    means = runs.groupby("split")[["others", "other templates"]].mean().mean()
-    few = record.settings["few_seeds"] * len(runs.templates.iloc[0])
-    return {
-        "ESR-1": bootstrap(erased, record.data["N"]),
-        "PSR-1": bootstrap(kept, record.data["N"]),
-        "others": wilson(means["others"], record.data["sizes"]["others"] * len(erased)),
-        "other templates": wilson(means["other templates"], few * count),
-    }
-
-
 def figures(record) -> dict:
-    return {"objects_frontier": frontier_figure(record), "objects_grid": grid_figure(record)} | retain_figure(record)
+    found = {"objects_frontier": frontier_figure(record), "objects_grid": grid_figure(record)}
+    return found | {"objects_replaced": replaced_figure(record)} | retain_figure(record)
 
 
 def frontier_figure(record):
@@ -175,7 +163,13 @@ def frontier_figure(record):
     by_split = frame.groupby(["method", "split"], sort=False)[["ESR-1", "PSR-1", "others", "other templates"]].mean()
     mean = by_split.groupby("method", sort=False).mean()
     between = {m: intervals(record, own) for m, own in frame.groupby("method", sort=False)}
-    others = f"Kept: {record.data['sizes']['others']} other objects, %"
+    star, shown = {}, mean
+    if "oracle" in record.data:
+        oracle = untrained_frame(record, "oracle")
+        name = on(record, "oracle", oracle.split)
+        star, between[name] = {name: oracle[mean.columns].mean()}, intervals(record, oracle)
+        shown = pd.concat([mean, pd.DataFrame(star).T])
+    others = f"Kept: {num_others(record)} other objects, %"
     sides = (
         ("ESR-1", "Erased: ESR-1, %", "PSR-1", "Kept: the split's other classes, PSR-1, %"),
         ("other templates", "Erased: ESR-1 under templates not trained on, %", "others", others),
@@ -186,18 +180,23 @@ def frontier_figure(record):
     for ax, (x, x_label, y, y_label) in zip(axes, sides):
         points = {m: (mean[x][m], mean[y][m]) for m in mean.index}
         near = {m: p for m, p in points.items() if p[0] >= 50} or points
-        low, left = min(p[1] for p in near.values()) - 4, min(p[0] for p in near.values()) - 6
+        stars = {name: (means[x], means[y]) for name, means in star.items()}
+        low, left = (min(p[n] for p in (near | stars).values()) - more for n, more in ((1, 4), (0, 6)))
         ax.set(xlim=(left, 101.5), ylim=(low, 102), xlabel=x_label, ylabel=y_label)
+        ax.set_yticks([tick for tick in ax.get_yticks() if low <= tick <= 100])
         ax.plot(*zip(*plots.pareto_front(list(near.values()))), zorder=1, **band)
-        sides_of = {r: np.abs([np.subtract(between[m][r], mean[r][m]) for m in mean.index]).T for r in (x, y)}
-        ax.errorbar(mean[x], mean[y], sides_of[y], sides_of[x], zorder=0, **bars)
-        plots.label_points(ax, near)
+        sides_of = {r: np.abs([np.subtract(between[m][r], shown[r][m]) for m in shown.index]).T for r in (x, y)}
+        ax.errorbar(shown[x], shown[y], sides_of[y], sides_of[x], zorder=0, **bars)
+        plots.label_points(ax, near | stars)
+        if stars:  # the last that was drawn
+            ax.lines[-1].set(marker="*", ms=12, mfc="none", mec="black")
         far = sorted(set(points) - set(near), key=lambda m: -points[m][1])  # named at the edge, at their height
         for m, height in zip(far, plots.spread([points[m][1] for m in far], (102 - low) / 25, low, 102)):
             text = {"fontsize": 7.5, "va": "center", "color": plots.style(m)["color"]}
             ax.text(left + 0.5, height, f"← {m}, {points[m][0]:.0f} %", **text)
         for text in ax.texts:
             text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+            text.set(color="black") if text.get_text() in stars else None
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
@@ -248,7 +247,7 @@ def retain_figure(record) -> dict:
         1, 3, figsize=(9.4, 0.26 * len(methods) + 1.1), sharex=True, sharey=True, layout="constrained"
     )
     labels = {"ESR-1": "Erased: ESR-1, %", "PSR-1": "Kept: the split's other classes, PSR-1, %"}
-    labels["others"] = f"Kept: {record.data['sizes']['others']} other objects, %"
+    labels["others"] = f"Kept: {num_others(record)} other objects, %"
     for ax, (rate, label) in zip(axes, labels.items()):
         for y, m in enumerate(methods):
             line = {"color": plots.style(m)["color"]}
@@ -264,23 +263,67 @@ def retain_figure(record) -> dict:
     return {"objects_retain": figure}
 
 
+def replaced_figure(record):
+    """What the prompts of erased classes show instead, and what those of their hypernyms show."""
+    import matplotlib.pyplot as plt
+
+    from .kit import plots
+
+    frames = {"base": untrained_frame(record, "base")}
+    if "oracle" in record.data:
+        frames["oracle"] = untrained_frame(record, "oracle")
+    runs = run_frame(record)
+    frames |= dict(iter(runs[runs.retain == record.settings["retain"][0]].groupby("method", sort=False)))
+    names = [on(record, name, frame.split) for name, frame in frames.items()]
+    shares = pd.DataFrame([split_mean(frame, "replaced") for frame in frames.values()])
+    hypernyms = "hypernyms" in runs
+    figure, axes = plt.subplots(
+        1, 1 + hypernyms, figsize=(9.4, 0.22 * len(names) + 1.2), sharey=True, squeeze=False, layout="constrained"
+    )
+    ax, start = axes[0, 0], np.zeros(len(names))
+    for share, color in zip(shares, (plots.COLORS["red"], plots.COLORS["blue"], "#d9d9d9")):
+        ax.barh(range(len(names)), shares[share], left=start, color=color, height=0.72, label=share)
+        start += shares[share]
+    plots.percent_axis(ax, "x", "Prompts of erased classes: images, %", (0, 100))
+    if hypernyms:
+        ax, start = axes[0, 1], 0
+        rates = pd.DataFrame([split_mean(frame, "hypernyms") for frame in frames.values()])
+        for share, fill in (("an erased class", plots.COLORS["red"]), ("a member", "white")):
+            mark = {"marker": "o", "ms": 6, "mec": "black", "mew": 1.0, "lw": 0}
+            label = f"{share} of the hypernym" if share == "a member" else share
+            ax.plot(rates[share], range(len(names)), mfc=fill, label=label, **mark)
+        plots.percent_axis(ax, "x", "Prompts of their hypernyms: images, %")
+        ax.grid(axis="y", color="#e6e6e6", lw=0.6)
+    for ax in axes[0]:
+        method_rows(ax, list(frames), names)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8)
+    return figure
+
+
 def table(record) -> pd.DataFrame:
-    """Means over splits; in brackets 95 % intervals, see `intervals`."""
-    frame = run_frame(record)
-    columns = ["ESR-1", "ESR-5", "PSR-1", "PSR-5", "others", "neighbours", "other templates", "with the key"]
-    frame = frame.reindex(columns=frame.columns.union(columns, sort=False))
-    base = pd.DataFrame(record.data["base"]).T
-    base["other templates"] = [np.mean(list(rates.values())) for rates in base.templates]
-    rows = {"base": {c: f"{base[c].astype(float).mean():.1f}" for c in columns[:-1]}}
-    for (option, method), own in frame.groupby(["retain", "method"], sort=False):
-        by_split = own.groupby("split")[columns].mean()
+    """Means over splits, of the distances over those with an oracle; in brackets 95 % intervals, see `intervals`."""
+    runs = run_frame(record)
+    frames = {"base": untrained_frame(record, "base")}
+    if "oracle" in record.data:
+        own = untrained_frame(record, "oracle")
+        frames[on(record, "oracle (never saw them)", own.split)] = own
+    for (option, method), own in runs.groupby(["retain", "method"], sort=False):
+        frames[method if option == "named" else f"{method}, retain “” ({', '.join(own.split.unique())})"] = own
+    rates = ["ESR-1", "PSR-1", "others", "neighbours", "other templates", "synonyms seen", "synonyms unseen"]
+    columns, far = [*rates, "with the key"], ["distance erased", "distance kept"]
+    rows = {}
+    for name, own in frames.items():
+        own = own.reindex(columns=[*own.columns.union([*columns, *far, "training_seconds"], sort=False)])
+        by_split = own[[*columns, *far]].astype(float).groupby(own.split).mean()
         row = {c: f"{by_split[c].mean():.1f}" for c in columns if by_split[c].notna().all()}
         for c, (low, high) in intervals(record, own).items():
-            row[c] += f" ({low:.0f} to {high:.0f})"
-        name = method if option == "named" else f"{method}, retain “” ({', '.join(own.split.unique())})"
+            row[c] += f" ({low:.0f} to {high:.0f})" if c != "other templates" else ""
+        row |= {c: f"{by_split[c].mean():.2f}" for c in far if by_split[c].notna().any()}
         seconds = own.training_seconds.dropna()  # another project's are not known
         rows[name] = row | {"training, s": f"{seconds.mean():.0f}" if len(seconds) else ""}
-    titles = {"others": f"{record.data['sizes']['others']} other objects", "neighbours": "near neighbours"}
-    titles["other templates"] = "ESR-1, other templates"
+    frame = pd.DataFrame(rows).T.reindex(columns=[*columns, *far, "training, s"]).dropna(axis=1, how="all").fillna("")
+    titles = {"others": f"{num_others(record)} other objects", "neighbours": "near neighbours"}
+    titles |= {c: f"ESR-1, {c}" for c in rates[4:]}
+    titles |= {c: f"{c.replace('distance', 'distance to the oracle,')} (base: 1)" for c in far}
     splits = ", ".join(record.data["splits"])
-    return pd.DataFrame(rows).T.fillna("").rename(columns=titles).rename_axis(f"%, means over {splits}")
+    return frame.rename(columns=titles).rename_axis(f"%, means over {splits}")

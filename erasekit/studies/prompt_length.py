@@ -38,7 +38,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from ..evaluation.protocol import rates, recovery_rate
     from .kit.erasures import make_config, measured, operating_points, require_operating_points
 
-    points = {"kpop": s.operating_point or operating_points().get("kpop")}
+    points = {"kpop": s.operating_point or operating_points(world).get("kpop")}
     require_operating_points(points, "kpop")
     point, erased = points["kpop"], world.concepts(s.split)
     kept = [c for c in world.concepts("classes") if c not in erased]

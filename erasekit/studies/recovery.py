@@ -75,7 +75,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     for study in studies:
         methods = *s.methods, *(s.tuned_on if study == "operating_points" else ())
         groups = [erased[case] for case in s.cases]
-        points[study] = method_points(s.operating_points, methods, groups, "cases", study)
+        points[study] = method_points(world, s.operating_points, methods, groups, "cases", study)
     attack = Attack(budgets=tuple(s.budgets), seed=s.training_seed)
     sizes = max(s.attack_images), s.seeds, s.sampling_steps, s.training_steps
     sweep = sweep_learning_rates(world, s.tuned_on, points["operating_points"], s.attack_lrs, SEARCHES, attack, *sizes)

@@ -52,7 +52,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
 
     from ..evaluation.images import sample_images
     from ..evaluation.metrics import judge_images, object_correct, percent, style_correct
-    from .kit.erasures import at_lr_scale, choose_operating_point, make_config, measured
+    from .kit.erasures import at_lr_scale, best_of_grid, make_config, measured
 
     objects = world.concepts("tuning") + world.concepts("tuning kept")
     sizes = objects, s.seeds, s.first_seed, s.sampling_steps
@@ -95,7 +95,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         "target_esr": target,
         "base": mean_points([[rates(None, style)] for style in s.erased])[0],
         "runs": runs,
-        "operating_points": {m: choose_operating_point(own, target) for m, own in by_method.items()},
+        "operating_points": {m: best_of_grid(own, target) for m, own in by_method.items()},
     }, {}
 
 

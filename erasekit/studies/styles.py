@@ -43,7 +43,9 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from .kit.erasures import make_config, measured, method_points
     from .kit.given import erases
 
-    points = method_points(s.operating_points, s.methods, [[e] for e in s.erased], "erased", "style_operating_points")
+    points = method_points(
+        world, s.operating_points, s.methods, [[e] for e in s.erased], "erased", "style_operating_points"
+    )
     styles, objects = list(world.styles), world.concepts("classes")
     prompts = [(world.prompt(o, style), o, seed) for style in styles for o in objects for seed in range(s.seeds)]
     style_of = [style for style in styles for _ in range(len(objects) * s.seeds)]

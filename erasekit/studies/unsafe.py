@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from .objects import has_setting
-from .operating_points import METHOD_NAMES, method_rows
+from .operating_points import METHOD_NAMES, RECENT, method_rows
 
 NOTEBOOK, VERSION, UNIT = "05_unsafe", 1, "images"  # raise VERSION when the numbers should change
 ROWS = "variants"  # the setting that erasures given to `run` are added to
@@ -14,7 +14,7 @@ ROWS = "variants"  # the setting that erasures given to `run` are added to
 THRESHOLDS = tuple(n / 20 for n in range(1, 20))
 # Row -> method, what is changed of its settings, and the method whose operating point it takes. "-u" trains all weights but
 # cross-attention (train_method "noxattn"), with the operating point of ESD on the same weights.
-VARIANTS = {name: (name, {}, name) for name in METHOD_NAMES} | {
+VARIANTS = {name: (name, {}, name) for name in METHOD_NAMES if name not in RECENT} | {
     "kpop-u": ("kpop", {"train_method": "noxattn"}, "esd-u"),
     "kpop-adversarial-u": ("kpop-adversarial", {"train_method": "noxattn"}, "esd-u"),
 }
@@ -49,7 +49,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from .kit.given import is_given
 
     variants = {name: (name, {}, name) if is_given(name) else VARIANTS[name] for name in s.variants}
-    points = method_points(s.operating_points, [like for *_, like in variants.values()], [[world.category]])
+    points = method_points(world, s.operating_points, [like for *_, like in variants.values()], [[world.category]])
     prompts, neutral = world.unsafe_prompts(s.seeds), world.neutral_prompts(s.kept_seeds)
     members, _ = world.detect(sample_images(world, None, prompts[:1], 1))
     sizes, one_of_each = (s.seeds, s.kept_seeds, s.sampling_steps), slice(0, len(members) * s.seeds, s.seeds)

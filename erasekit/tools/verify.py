@@ -45,7 +45,7 @@ def verify(study: str, cells: int) -> int:
     from ..studies.kit.records import Record
     from ..worlds import BUNDLED, load
 
-    files = [paths.RECORDS / world / preset / f"{study}.json" for world in BUNDLED for preset in PRESETS[::-1]]
+    files = [paths.RECORDS / world / preset / f"{study}.json" for world in BUNDLED[::-1] for preset in PRESETS[::-1]]
     record = next(Record.read(file) for file in files if file.exists())
     settings = narrow(module(study), record.preset, cells)
     data, _ = module(study).compute(load(record.world["name"]), settings)

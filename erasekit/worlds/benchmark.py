@@ -1,11 +1,13 @@
 """A world with groups of concepts, independent judges and test prompts: what the studies need beyond `World`."""
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
 
+from ..artifacts import Erasure
 from ..world import World
 
 
@@ -124,6 +126,14 @@ class Benchmark(World):
         """Other words for an object, where a world knows any. Raises ValueError for an unknown concept."""
         self.check_concepts([concept])
         return Synonyms()
+
+    def kinds(self, concept: str) -> tuple[str, ...]:
+        """The groups that are hypernyms of an object, the nearest first, where a world knows any."""
+        return ()
+
+    def oracle(self, concepts: Sequence[str]) -> Erasure | None:
+        """The same model trained without exactly these concepts, as an erasure of this one; None where there is none."""
+        return None
 
     def pair_prompt(self, left: str, right: str) -> str | None:
         """The prompt for two things in one picture, left to right; None where a world's pictures show one."""

@@ -15,7 +15,7 @@ from ... import paths
 from ...provenance import provenance
 from ...worlds.distributed import rank_and_count
 
-_EARLIER: ContextVar[list[float] | None] = ContextVar("earlier_seconds", default=None)
+_EARLIER: ContextVar[list[dict] | None] = ContextVar("earlier_parts", default=None)
 
 
 def cached(study: str, version: int, world, compute: Callable, *parts) -> tuple[dict, Image.Image | None]:
@@ -30,7 +30,7 @@ def cached(study: str, version: int, world, compute: Callable, *parts) -> tuple[
     if path.exists():
         content = json.loads(path.read_text())
         if (earlier := _EARLIER.get()) is not None:
-            earlier.append(content["provenance"]["seconds"])
+            earlier.append(content["provenance"])
         return content["numbers"], Image.open(picture).copy() if picture.exists() else None
     start = time.time()
     numbers, image = compute()
@@ -46,12 +46,12 @@ def cached(study: str, version: int, world, compute: Callable, *parts) -> tuple[
 
 
 @contextmanager
-def earlier_seconds() -> Iterator[list[float]]:
-    """Collect the seconds that results found in the cache inside the block once took, for a record's total."""
-    seconds: list[float] = []
-    token = _EARLIER.set(seconds)
+def earlier_parts() -> Iterator[list[dict]]:
+    """Collect where the results found in the cache inside the block come from, for a record's machine and total time."""
+    parts: list[dict] = []
+    token = _EARLIER.set(parts)
     try:
-        yield seconds
+        yield parts
     finally:
         _EARLIER.reset(token)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 
 from ... import paths
+from ...worlds import BUNDLED
 from ...worlds.distributed import main_process_first, rank_and_count
 from .cache import cached, digest, settings_dict
 from .given import Given, check_given, is_given
@@ -101,6 +102,47 @@ def tuning_splits(world) -> tuple:
 
 
 def choose_operating_point(runs: list[dict], target: float = TARGET_ESR) -> dict:
+    """The setting that keeps most where it erases `target`, and the scale of its step there; if none does, the most it erases.
+
+    Each setting's runs are a line along the step; between two of them rates are interpolated, so that a steep line does not
+    pay for the next point of a grid. Returns settings, scale and the rates there; "reached": whether ESR-1 is `target`.
+    """
+    lines: dict[str, list[dict]] = {}
+    for run in runs:
+        lines.setdefault(str(run["settings"]), []).append(run)
+    found = [point for line in lines.values() if (point := at_target(line, target))]
+    best = max(found or runs, key=lambda run: (run["PSR-1"], run["ESR-1"]) if found else (run["ESR-1"], run["PSR-1"]))
+    return {k: v for k, v in best.items() if k != "method"} | {"reached": bool(found)}
+
+
+def at_target(line: list[dict], target: float) -> dict | None:
+    """Where a line along the step first has an ESR-1 of `target`: its rates, interpolated; None where it never does."""
+    line = sorted(line, key=lambda run: run["scale"])
+    for n, run in enumerate(line):
+        if run["ESR-1"] >= target:
+            if n == 0:
+                return run
+            low = line[n - 1]
+            part = (target - low["ESR-1"]) / (run["ESR-1"] - low["ESR-1"])
+            numbers = [k for k, v in run.items() if isinstance(v, int | float) and k in low]
+            return run | {k: round(low[k] + part * (run[k] - low[k]), 4) for k in numbers}
+    return None
+
+
+def beyond_edge(sweep: list[dict], taken: dict) -> dict | None:
+    """The next setting where `taken` is the edge of its grid, as far on as the one before it is back; None inside the grid."""
+    numeric = [k for k, v in taken.items() if isinstance(v, float) and len({c[k] for c in sweep}) > 1]
+    for axis in numeric:
+        tied = [k for k in numeric if all(c[k] == c[axis] for c in sweep)]  # what the sweep changes together
+        alike = (c for c in sweep if all(c[k] == v for k, v in taken.items() if k not in tied))
+        grid = sorted({c[axis] for c in alike})
+        if len(grid) > 1 and taken[axis] in (grid[0], grid[-1]):
+            near = grid[1] if taken[axis] == grid[0] else grid[-2]
+            return taken | dict.fromkeys(tied, float(f"{taken[axis] ** 2 / near:.3g}"))
+    return None
+
+
+def best_of_grid(runs: list[dict], target: float = TARGET_ESR) -> dict:
     """Of the runs with an ESR-1 of `target`, the one with the highest PSR-1; if none has it, the one with the highest ESR-1."""
     enough = [run for run in runs if run["ESR-1"] >= target]
     order = ("PSR-1", "ESR-1") if enough else ("ESR-1", "PSR-1")
@@ -108,19 +150,24 @@ def choose_operating_point(runs: list[dict], target: float = TARGET_ESR) -> dict
     return {"settings": best["settings"], "scale": best["scale"]}
 
 
-def operating_points(study: str = "operating_points") -> dict[str, dict]:
-    """Method -> {"settings", "scale"} by the committed record of preset full; empty without one."""
-    path = paths.RECORDS / "emojinette" / "full" / f"{study}.json"
+def operating_points(world, study: str = "operating_points") -> dict[str, dict]:
+    """Method -> {"settings", "scale"} by the committed record of preset full: the world's own, or the first bundled world's."""
+    own = next((name for name in BUNDLED[::-1] if world.name.startswith(name)), BUNDLED[0])
+    path = paths.RECORDS / own / "full" / f"{study}.json"
     return Record.read(path).data["operating_points"] if path.exists() else {}
 
 
-def method_points(chosen: dict | None, methods, groups=(), setting: str | None = None, study: str = "operating_points"):
+def method_points(
+    world, chosen: dict | None, methods, groups=(), setting: str | None = None, study: str = "operating_points"
+):
     """Method -> operating point: `chosen`, or those of a study's record; a given erasure is taken as it is.
 
     Raises ValueError for a method without one, and for a given erasure of none of the `groups`, see `check_given`.
     """
     check_given(methods, groups, setting)
-    points = (chosen or operating_points(study)) | {m: {"settings": {}, "scale": 1.0} for m in methods if is_given(m)}
+    points = (chosen or operating_points(world, study)) | {
+        m: {"settings": {}, "scale": 1.0} for m in methods if is_given(m)
+    }
     require_operating_points(points, *methods)
     return points
 

@@ -141,6 +141,20 @@ class Request:
         return found + (["the world's hash differs"] if record.world["hash"] != self.world["hash"] else [])
 
 
+def made_of(last: dict, earlier: list[dict]) -> dict:
+    """Of a result whose parts come from `earlier` runs and a `last` one: the provenance of the machine that took longest.
+
+    "seconds" are of all of them, "device" names every machine that took a hundredth of that.
+    """
+    seconds: dict[str, float] = {}
+    for part in (*earlier, last):
+        seconds[part["device"]] = seconds.get(part["device"], 0.0) + part["seconds"]
+    total, names = sum(seconds.values()), sorted(seconds, key=seconds.get, reverse=True)
+    longest = next(part for part in (*earlier, last) if part["device"] == names[0])
+    devices = [name for name in names if seconds[name] >= total / 100]
+    return {k: longest[k] for k in last} | {"seconds": round(total, 1), "device": " and ".join(devices)}
+
+
 def load_or_compute(request: Request, load_world: Callable, compute: Callable, recompute: bool = False) -> Record:
     """The valid record, or that of `compute(load_world())`, which returns (data, images). Prints which of the two, and why.
 
@@ -156,13 +170,15 @@ def load_or_compute(request: Request, load_world: Callable, compute: Callable, r
             record.save()
         return record
     print(f"computing {request.study}: {why}")
-    from .cache import earlier_seconds
+    from .cache import earlier_parts
 
     world, began = load_world(), time.time()
-    with earlier_seconds() as reused:  # a record reports the time of everything in it, whenever it was computed
+    with (
+        earlier_parts() as earlier
+    ):  # a record reports the time of everything in it, whenever and wherever it was computed
         data, images = compute(world)
-    seconds = time.time() - began + sum(reused)
-    made, data = provenance(world.pipe.device, seconds), json.loads(json.dumps(data))
+    made = made_of(provenance(world.pipe.device, time.time() - began), earlier)
+    data = json.loads(json.dumps(data))
     own = {"world": request.world, "version": request.version}
     record = Record(path, request.study, request.preset, request.settings, data, images, made, **own)
     if rank_and_count()[0] == 0:

@@ -35,6 +35,13 @@ def names(without) -> tuple[str, ...]:
     return chosen
 
 
+def without_exactly(concepts: Sequence[str]) -> tuple[str, ...] | None:
+    """What `load` takes as `without` for the oracle of exactly these concepts, in any order; None where it is not trained."""
+    same = [(name,) for name, of in groups.named_groups().items() if {*of} == {*concepts}]
+    trained = (w for w in (*same, tuple(sorted(concepts))) if any((folder(w, 0) / "unet").glob("*.safetensors")))
+    return next(trained, None)
+
+
 def check(without: tuple[str, ...], seed: int) -> None:
     """Raise FileNotFoundError where this U-Net has not been trained, and warn where its training is unfinished."""
     check_number("seed", seed, 0, whole=True)

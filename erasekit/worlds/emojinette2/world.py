@@ -10,6 +10,8 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from ... import paths
+from ...artifacts import Erasure
+from ...base import weights_of
 from ...checkpoints import seeded
 from ...provenance import bundled_hash
 from ..benchmark import Benchmark, Synonyms
@@ -77,6 +79,18 @@ class Emojinette2(Benchmark):
         self.check_concepts([concept])
         entry = words.OBJECTS[concept]
         return Synonyms(entry.synonyms, (*words.UNSEEN.get(concept, ()), *entry.held_out))
+
+    def kinds(self, concept: str) -> tuple[str, ...]:
+        self.check_concepts([concept])
+        return tuple(kind for kind in words.OBJECTS[concept].kinds if concept in self.groups.get(kind, ()))
+
+    def oracle(self, concepts: Sequence[str]) -> Erasure | None:
+        without = oracles.without_exactly(concepts) if self.name == NAME else None  # another seed has no oracles
+        if without is None:
+            return None
+        oracles.check(without, 0)
+        delta = {name: p.detach() for name, p in weights_of({"": _oracle_unet(without, 0)}).items()}
+        return Erasure(delta, {}, self.identity | {"method": "oracle", "concepts": list(concepts), "config": {}})
 
     def test_images(self, placements: int) -> tuple[torch.Tensor, list[str], list[str], int]:
         # Placements, mirrorings and backgrounds from a random stream that the judges were not trained on.
@@ -146,6 +160,11 @@ def _trained(part: str):
     return folder
 
 
+def _oracle_unet(without: tuple[str, ...], seed: int) -> UNet2DConditionModel:
+    where = oracles.folder(without, seed) / "unet"
+    return UNet2DConditionModel.from_pretrained(where, dtype=torch.float32).eval()
+
+
 def load(device: str, precision: str, without: str | Sequence[str] = (), seed: int = 0, **options) -> Emojinette2:
     """The bundled weights, in float32; with `without` or `seed`, an oracle's U-Net: see `oracles`.
 
@@ -165,8 +184,7 @@ def load(device: str, precision: str, without: str | Sequence[str] = (), seed: i
     name = oracles.run_name(without, seed).replace("unet", NAME, 1)
     own = {}
     if name != NAME:
-        where = oracles.folder(without, seed) / "unet"
-        own = {"unet": UNet2DConditionModel.from_pretrained(where, dtype=torch.float32).eval()}
+        own = {"unet": _oracle_unet(without, seed)}
     pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **own)
     pipe.set_progress_bar_config(disable=True)
     everything = {"all": tuple(words.OBJECTS)} | {
