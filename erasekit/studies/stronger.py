@@ -13,7 +13,7 @@ RATES = ("ESR-1", "PSR-1", "others")
 
 @dataclass(frozen=True)
 class Settings:
-    methods: tuple[str, ...] = ("esd-x", "ca", "age", "adavd", "kpop", "kpop-anchor")
+    methods: tuple[str, ...] = ("esd-x", "ca", "adavd", "kpop", "kpop-anchor")
     operating_points: dict | None = None  # by method; None: of the record of "operating_points"
     split: str = "S1"
     factors: tuple[float, ...] = (1.0, 1.15, 1.3)  # of the operating point's step from the base
@@ -99,20 +99,35 @@ def intervals(record, run: dict) -> dict[str, tuple[float, float]]:
 def figures(record) -> dict:
     """A line for each method, from its operating point on: what more erasure costs."""
     import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
 
     from .kit import plots
 
-    frame, count = pd.DataFrame(record.data["runs"]), len(record.data["runs"][0]["by_class"]["others"])
-    labels = {"PSR-1": "Kept: the split's other classes, PSR-1, %", "others": f"Kept: {count} other objects, %"}
-    figure, axes = plt.subplots(1, 2, figsize=(9.4, 4.2), sharex=True, layout="constrained")
+    runs = record.data["runs"]
+    frame, between = pd.DataFrame(runs), [intervals(record, run) for run in runs]
+    labels = {"PSR-1": "Kept: the split's other classes, PSR-1, %"}
+    labels["others"] = f"Kept: {len(runs[0]['by_class']['others'])} other objects, %"
+    low, left = frame[["PSR-1", "others"]].min(axis=None) - 2, frame["ESR-1"].min() - 3
+    figure, axes = plt.subplots(1, 2, figsize=(9.4, 4.2), sharex=True, sharey=True, layout="constrained")
     for ax, (rate, label) in zip(axes, labels.items()):
+        sides = {r: np.abs([np.subtract(b[r], run[r]) for b, run in zip(between, runs)]).T for r in ("ESR-1", rate)}
+        bars = {"fmt": "none", "ecolor": "#dddddd", "elinewidth": 0.8, "zorder": 0}
+        ax.errorbar(frame["ESR-1"], frame[rate], sides[rate], sides["ESR-1"], **bars)
         for method, own in frame.groupby("method", sort=False):
-            color = plots.style(method)["color"]
-            ax.plot(own["ESR-1"], own[rate], color=color, marker="o", mfc="white", ms=4, lw=1.2)
+            ax.plot(own["ESR-1"], own[rate], color=plots.style(method)["color"], marker="o", mfc="white", ms=4, lw=1.2)
             ax.plot(own["ESR-1"].iloc[0], own[rate].iloc[0], ms=7, lw=0, **plots.style(method))
-        ends = frame.groupby("method", sort=False).last()
-        plots.label_points(ax, {m: (ends["ESR-1"][m], ends[rate][m]) for m in ends.index}, markers=False)
-        ax.set(xlabel="Erased: ESR-1, %", ylabel=label)
+        ax.set(xlim=(left, 101), ylim=(low, 101), xlabel=f"Erased: {record.settings['split']}, ESR-1, %", ylabel=label)
+        ax.set_yticks([tick for tick in ax.get_yticks() if low <= tick <= 100])
+        starts = frame.groupby("method", sort=False).first()
+        plots.label_points(ax, {m: (starts["ESR-1"][m], starts[rate][m]) for m in starts.index}, markers=False)
+    grey = {"color": "#4d4d4d", "marker": "o", "lw": 0}
+    parts = " and ".join(f"{factor:g}" for factor in frame["factor"].unique()[1:])
+    handles = {
+        "operating point": Line2D([], [], ms=7, **grey),
+        f"{parts} times its step": Line2D([], [], ms=4, mfc="white", **grey),
+        "95 % interval": Line2D([], [], color="#dddddd", marker="+", ms=9, lw=0),
+    }
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=3)
     return {"objects_stronger": figure}
 
 

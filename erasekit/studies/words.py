@@ -344,4 +344,6 @@ def table(record) -> pd.DataFrame:
         if part in data:
             rows.append((name, data[part][key], bar, data[part]["N"]))
     frame = pd.DataFrame(rows, columns=["measured", "value", "bar", "N"]).set_index("measured")
-    return frame.assign(bar=[f"{BARS[bar]:g}" if bar else "" for bar in frame["bar"]], value=[f"{v:g}" for v in frame["value"]])
+    return frame.assign(
+        bar=[f"{BARS[bar]:g}" if bar else "" for bar in frame["bar"]], value=[f"{v:g}" for v in frame["value"]]
+    )
