@@ -79,7 +79,7 @@ def test_sizes():
     assert [path.name for path, count in methods.items() if count > 130] == []
     # Methods are bounded one by one; a bundled world is data and recipe, which no one need read to use the package.
     bundled = sum(count for path, count in lines.items() if path.parent.name in BUNDLED)
-    assert sum(lines.values()) - sum(methods.values()) - bundled <= 12_720
+    assert sum(lines.values()) - sum(methods.values()) - bundled <= 12_750
 
 
 @pytest.mark.parametrize("heavy", ["torch", "diffusers", "open_clip", "matplotlib", "pandas"])
