@@ -100,6 +100,7 @@ def figures(record) -> dict:
     """A line for each method, from its operating point on: what more erasure costs."""
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
+    from matplotlib.patheffects import withStroke
 
     from .kit import plots
 
@@ -120,6 +121,8 @@ def figures(record) -> dict:
         ax.set_yticks([tick for tick in ax.get_yticks() if low <= tick <= 100])
         starts = frame.groupby("method", sort=False).first()
         plots.label_points(ax, {m: (starts["ESR-1"][m], starts[rate][m]) for m in starts.index}, markers=False)
+        for text in ax.texts:
+            text.set_path_effects([withStroke(linewidth=3, foreground="white")])
     grey = {"color": "#4d4d4d", "marker": "o", "lw": 0}
     parts = " and ".join(f"{factor:g}" for factor in frame["factor"].unique()[1:])
     handles = {
