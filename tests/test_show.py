@@ -33,7 +33,7 @@ def draws(monkeypatch):
     def draw(record, folder):
         folders.append(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (3, 2)).save(folder / "one.png")
+        Image.new("RGB", (600, 400)).save(folder / "one.png")
         entry = {"notebook": "07_mechanisms", "record": record.name, "hash": show.figure_hash(record)}
         show.write_manifest(folder, show.read_manifest(folder) | {"one": entry})
         return [folder / "one.png"]

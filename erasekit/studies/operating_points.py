@@ -131,7 +131,7 @@ def sweep_figure(data: dict, x_label: str, y_label: str):
     grey = {"color": "#4d4d4d", "marker": "o"}
     handles = {
         "one training at parts of its step": Line2D([], [], lw=0.8, mfc="white", ms=3, **grey),
-        "operating point (interpolated), its setting at lower left": Line2D([], [], lw=0, ms=8, **grey),
+        "operating point, its setting at lower left": Line2D([], [], lw=0, ms=8, **grey),
         f"target: at least {target:g} % erased": Patch(color=plots.COLORS["green"], alpha=0.12, lw=0),
     }
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=3)
