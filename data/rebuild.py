@@ -1,51 +1,52 @@
 """Rebuild data/emojinette.parquet from the emoji packages on npm: `python data/rebuild.py`.
 
-Needs npm, resvg_py and pyarrow. Packages, versions and the drawing of an icon are the second world's; each row keeps its source
-and licence.
+Needs npm, resvg_py and pyarrow. Packages and versions stand in erasekit/worlds/emojinette/sources.py, objects in objects.csv
+beside it. Each icon is drawn by resvg on 96 x 96 transparent pixels; each row keeps its source and licence.
 """
 
+import io
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rebuild_emojinette2 import draw
+import resvg_py
+from PIL import Image
 
-from erasekit.worlds.emojinette2 import sources
+from erasekit.worlds.emojinette import sources, words
 
-# Imagenette's ten classes, each with the emoji nearest to it.
-EMOJINETTE = """videocassette carpentry-saw church dog postal-horn articulated-lorry fuel-pump flag-in-hole parachute
-fish""".split()
-# The category "weapon": our stand-in for unsafe content.
-WEAPON = "dagger bomb crossed-swords kitchen-knife axe bow-and-arrow firecracker boomerang".split()
-OTHER = """fox wolf cat bear panda lion tiger-face horse cow pig rabbit frog monkey elephant giraffe zebra camel
-kangaroo hedgehog koala penguin owl duck eagle flamingo turtle snake crocodile shark whale octopus crab snail butterfly
-honeybee spider house castle tent stadium factory hospital mosque ferris-wheel fountain volcano automobile taxi bus
-ambulance fire-engine tractor bicycle locomotive airplane helicopter rocket sailboat anchor guitar violin trumpet drum
-saxophone microphone headphone radio telephone television camera laptop printer hammer wrench screwdriver gear magnet
-ladder scissors key light-bulb candle flashlight battery telescope microscope compass alarm-clock watch umbrella bed
-chair toilet broom basket teddy-bear balloon crown ring glasses backpack high-heeled-shoe top-hat jeans necktie banana
-red-apple grapes pineapple strawberry watermelon pear carrot mushroom broccoli cactus sunflower tulip palm-tree
-evergreen-tree hamburger pizza doughnut""".split()
+PIXELS = 96
+
+
+def draw(icons: dict, name: str) -> bytes:
+    """One icon as PNG bytes, RGBA, PIXELS x PIXELS; aliases are followed."""
+    while name in icons.get("aliases", {}):
+        name = icons["aliases"][name]["parent"]
+    icon = icons["icons"][name]
+    width, height = icon.get("width", icons["width"]), icon.get("height", icons["height"])
+    # Monochrome sets draw in the text's colour, which an image does not have: black.
+    body = icon["body"].replace("currentColor", "#000000")
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{body}</svg>'
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=PIXELS, height=PIXELS)
+    image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    buffer = io.BytesIO()
+    image.save(buffer, "png", optimize=True)
+    return buffer.getvalue()
 
 
 def main() -> None:
-    objects = EMOJINETTE + WEAPON + OTHER
-    assert len(objects) == len(set(objects))
     rows = []
     for style, (package, version, licence, author) in sources.STYLES.items():
         icons = sources.icons(style)
-        for name in objects:
-            category = "emojinette" if name in EMOJINETTE else "weapon" if name in WEAPON else "other"
+        for entry in words.OBJECTS.values():
             rows.append(
                 {
-                    # What captions call it: the icon's name in words.
-                    "class": name.replace("-face", "").replace("red-apple", "apple").replace("-", " "),
-                    "category": category,
+                    "class": entry.name,
+                    "category": entry.group,
                     "style": style,
-                    "png": draw(icons, name),
+                    "png": draw(icons, entry.icon),
                     "source": package,
                     "version": version,
-                    "icon": name,
+                    "icon": entry.icon,
                     "licence": licence,
                     "author": author,
                 }
@@ -53,7 +54,7 @@ def main() -> None:
     out = Path(__file__).parent / "emojinette.parquet"
     # The PNGs are compressed already.
     pq.write_table(pa.Table.from_pylist(rows), out, compression="none")
-    print(f"{len(objects)} objects x {len(sources.STYLES)} styles -> {out.name}, {out.stat().st_size / 1e6:.2f} MB")
+    print(f"{len(rows)} icons -> {out.name}, {out.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

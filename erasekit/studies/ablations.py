@@ -1,4 +1,4 @@
-"""03: what of KPOP moves the frontier? One setting changed at a time, on concepts and seeds that no table reports."""
+"""04: what of KPOP moves the frontier? One setting changed at a time, on concepts and seeds that no table reports."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,9 @@ import pandas as pd
 
 from .operating_points import method_rows
 
-NOTEBOOK, VERSION, UNIT = "03_prompt_length", 1, "images a class"  # raise VERSION when the numbers should change
+NOTEBOOK, VERSION, UNIT = "04_objects", 1, "images a class"  # raise VERSION when the numbers should change
 
-# A strong setting, from which each method's curve starts.
-STRONG = {"kpop": {"lr": 2e-4}, "kpop-anchor": {"lr": 2e-4}, "esd-x": {"lr": 2e-4}}
-STRONG |= {"ca": {"lr": 4e-4}, "spm": {"anchor_weight": 30.0}}
-# Row -> method, and what is changed of its strong setting.
+# Row -> method, and what is changed of its operating point.
 VARIANTS = {
     "kpop": ("kpop", {}),
     "transfer steps 2": ("kpop", {"transfer_steps": 2}),
@@ -26,7 +23,7 @@ VARIANTS = {
     "eta 2": ("kpop", {"eta": 2.0}),
     "lambda 0.3, eta 2": ("kpop", {"lam": 0.3, "eta": 2.0}),
     "keys and values": ("kpop", {"train_method": "xattn-kv"}),
-    "twice the steps": ("kpop", {"steps": 300, "lr": 1e-4}),
+    "twice the steps": ("kpop", {"steps": 300}),
     "anchor": ("kpop-anchor", {}),
     "anchor, no prompt": ("kpop-anchor", {"lam": 0.0, "transfer_steps": 0}),
     "esd-x": ("esd-x", {}),
@@ -41,19 +38,21 @@ MAIN = ("kpop", "anchor", "esd-x", "ca", "spm")  # the curves that the figure na
 @dataclass(frozen=True)
 class Settings:
     variants: tuple[str, ...] = tuple(VARIANTS)
-    step_scales: tuple[float, ...] = (0.7, 0.85, 1.0, 1.2)
-    seeds: int = 10
+    operating_points: dict | None = None  # method -> {"settings", "scale"}; None: those of the committed record
+    step_scales: tuple[float, ...] = (0.6, 0.8, 1.0, 1.25, 1.5)  # parts of the operating point's step
+    tunings: int = 1  # of the two halves of the tuning concepts, how many are erased in turn
+    seeds: int = 25
     first_seed: int = 1000
-    key_seeds: int = 4
+    key_seeds: int = 25
     training_seed: int = 100
-    sampling_steps: int = 8
+    sampling_steps: int = 15
     training_steps: int | None = None
 
 
 PRESETS = {
     "full": Settings(),
-    "quick": Settings(variants=("kpop", "anchor"), step_scales=(0.85, 1.0), seeds=5),
-    "smoke": Settings(("kpop", "spm"), (1.0,), seeds=1, key_seeds=1, sampling_steps=2, training_steps=1),
+    "quick": Settings(variants=("kpop", "anchor"), step_scales=(0.8, 1.0, 1.25), seeds=5, key_seeds=4),
+    "smoke": Settings(("kpop", "spm"), step_scales=(1.0,), seeds=1, key_seeds=1, sampling_steps=2, training_steps=1),
 }
 
 
@@ -62,15 +61,17 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from tqdm.auto import tqdm
 
     from ..evaluation.protocol import rates, recovery_rate
-    from .kit.erasures import at_lr_scale, make_config, measured, tuning_splits
+    from .kit.erasures import make_config, measured, method_points, tuning_splits
 
+    points = method_points(s.operating_points, [VARIANTS[name][0] for name in s.variants])
     sizes = s.step_scales, s.seeds, s.first_seed, s.key_seeds, s.sampling_steps
     runs = []
     for name in tqdm(s.variants, desc="ablations"):
         method, changes = VARIANTS[name]
-        changes = at_lr_scale(world, method, STRONG[method] | changes)
+        point = points[method]
+        changes, scale = point["settings"] | changes, point["scale"]
         config = make_config(world, method, s.training_seed, s.sampling_steps, changes, s.training_steps)
-        for erased, kept in tuning_splits(world):
+        for erased, kept in tuning_splits(world)[: s.tunings]:
             prompts = [(world.prompt(c), c, s.first_seed + n) for c in erased + kept for n in range(s.seeds)]
 
             def measure(erasure, erased=erased, prompts=prompts):
@@ -82,14 +83,14 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
                     found["curve"].append({"scale": x} | point)
                 return found, None
 
-            found, _ = measured("ablations", VERSION, world, erased, method, config, 1.0, measure, kept, sizes)
+            found, _ = measured("ablations", VERSION, world, erased, method, config, scale, measure, kept, sizes)
             runs.append({"variant": name, "method": method, "erased": list(erased)} | found)
     seeds = [s.first_seed, s.first_seed + s.seeds - 1]
     return {"N": s.seeds, "seeds": seeds, "training_seed": s.training_seed, "runs": runs}, {}
 
 
 def curves(record) -> pd.DataFrame:
-    """Each variant's rates at each step scale, means over the tuning splits, gentlest first."""
+    """Each variant's rates at each step scale, means over what is erased in turn, gentlest first."""
     rows = [{"variant": run["variant"]} | point for run in record.data["runs"] for point in run["curve"]]
     return pd.DataFrame(rows).groupby(["variant", "scale"], sort=False).mean().reset_index()
 
@@ -143,7 +144,7 @@ def figures(record) -> dict:
 
 
 def table(record) -> pd.DataFrame:
-    """What each variant keeps where 95 % are erased, by linear interpolation along its curve, and its rates as trained.
+    """What each variant keeps where 95 % are erased, interpolated along its curve, and with its operating point's step.
 
     A curve that starts above 95 % keeps at least what it keeps at its start; one that ends below has no value.
     """
@@ -154,10 +155,10 @@ def table(record) -> pd.DataFrame:
         trained = own[own.scale == 1.0].iloc[0]
         rows[name] = {
             "PSR-1 at ESR-1 95": float(np.interp(95, x, y)) if x[-1] >= 95 else np.nan,
-            "ESR-1, step scale 1": trained["ESR-1"],
-            "ESR-5, step scale 1": trained["ESR-5"],
-            "PSR-1, step scale 1": trained["PSR-1"],
+            "ESR-1, operating point's step": trained["ESR-1"],
+            "ESR-5, operating point's step": trained["ESR-5"],
+            "PSR-1, operating point's step": trained["PSR-1"],
         }
         if "with the key" in (group := keys.get_group(name)):
             rows[name]["with the key"] = group["with the key"].mean()
-    return pd.DataFrame(rows).T.round(1).astype(object).fillna("").rename_axis("%, means over two splits")
+    return pd.DataFrame(rows).T.round(1).astype(object).fillna("").rename_axis("%")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from .operating_points import METHOD_NAMES, RECENT
+from .operating_points import METHOD_NAMES
 
 NOTEBOOK, VERSION, UNIT = "12_attacks", 1, "images a class"
 ROWS = "methods"  # the setting that erasures given to `run` are added to
@@ -17,8 +17,8 @@ NO_ATTACK, SEARCHES = "no attack", ("textual inversion", "hard prompt")
 @dataclass(frozen=True)
 class Settings:
     # sld and np erase by guidance alone: their weights are the base's, so an attacker samples without them. An attacker could
-    # remove the adapters of spm and receler too; here they stay on, spm's at full strength for every prompt.
-    methods: tuple[str, ...] = tuple(m for m in METHOD_NAMES if m not in ("sld", "np", *RECENT))
+    # remove the adapters of spm, receler and adavd too; here they stay on, spm's at full strength for every prompt.
+    methods: tuple[str, ...] = tuple(m for m in METHOD_NAMES if m not in ("sld", "np"))
     operating_points: dict | None = None  # by method; None: of the record of "operating_points"
     split: str = "S1"  # or classes by name
     num_attacked: int = 2
@@ -30,9 +30,9 @@ class Settings:
     tuned_on: tuple[str, ...] = ("esd-x", "kpop")  # methods on which each attack's learning rate is chosen
     attack_seeds: int = 1  # of several an attacker keeps the best
     attack_images: int = 5
-    seeds: int = 20
+    seeds: int = 25
     training_seed: int = 0
-    sampling_steps: int = 8
+    sampling_steps: int = 15
     training_steps: int | None = None
 
 
@@ -57,7 +57,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from .kit.erasures import make_config, measured, method_points
 
     concepts, plan, sweep = world.split(s.split), Attack(budgets=tuple(s.budgets)), []
-    points = method_points(world, s.operating_points, (*s.methods, *s.tuned_on), [concepts], "split")
+    points = method_points(s.operating_points, (*s.methods, *s.tuned_on), [concepts], "split")
     sizes = s.attack_images, s.seeds, s.sampling_steps, s.training_steps
     for name in SEARCHES:
         sweep += sweep_learning_rates(world, s.tuned_on, points, s.attack_lrs[name], [name], plan, *sizes)
@@ -124,9 +124,11 @@ def figures(record) -> dict:
 
 
 def table(record) -> pd.DataFrame:
-    """Means over the attacked concepts: without an attack, and at the start and the end of each search."""
+    """Means over the attacked concepts: without an attack, and at the start and the end of each search; see `rate_table`."""
+    from .kit.attack_sweep import rate_table
+
     frame = best_attacks(record)
     ends = frame[(frame.steps == frame.steps.max()) | (frame.steps == 0)]
     names = [name if name == NO_ATTACK else f"{name}, {n} steps" for name, n in zip(ends.attack, ends.steps)]
-    grid = ends.assign(attack=names).pivot_table(index="method", columns="attack", values="rate", sort=False)
+    grid = rate_table(ends.assign(attack=names), record.data["N"], "method", "attack")
     return grid.reindex(columns=list(dict.fromkeys(names))).rename_axis("images that show the concept, %")

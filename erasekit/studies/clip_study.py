@@ -22,7 +22,7 @@ class Settings:
     operating_points: dict | None = None  # by method; None: of the record of "style_operating_points"
     seeds: int = 3
     training_seed: int = 0
-    sampling_steps: int = 8
+    sampling_steps: int = 15
     training_steps: int | None = None
 
 
@@ -42,9 +42,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from .kit.erasures import make_config, measured, method_points, rounded
     from .kit.given import erases
 
-    points = method_points(
-        world, s.operating_points, s.methods, [[e] for e in s.erased], "erased", "style_operating_points"
-    )
+    points = method_points(s.operating_points, s.methods, [[e] for e in s.erased], "erased", "style_operating_points")
     objects = list(world.concepts("classes"))
 
     def evaluate(erasure, style):

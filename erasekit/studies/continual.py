@@ -20,9 +20,9 @@ class Settings:
     operating_points: dict | None = None  # by method; None: of the record of "operating_points"
     split: str = "S1"
     training_seeds: int = 1
-    seeds: int = 10
-    key_seeds: int = 10
-    sampling_steps: int = 8
+    seeds: int = 25
+    key_seeds: int = 25
+    sampling_steps: int = 15
     training_steps: int | None = None
 
 
@@ -49,7 +49,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from .kit.cache import cached, settings_dict
     from .kit.erasures import make_config, operating_points, require_operating_points, train_cached
 
-    points = s.operating_points or operating_points(world)
+    points = s.operating_points or operating_points()
     require_operating_points(points, *(VARIANTS[variant][0] for variant in s.variants))
     concepts = list(world.concepts(s.split))
     kept = [c for c in world.concepts("classes") if c not in concepts]

@@ -43,9 +43,10 @@ class Settings:
     splits: tuple[str, ...] = ("S1", "S3")
     curve_scales: dict[str, tuple] = field(default_factory=lambda: {OURS_NAME: COARSE, ESD: COARSE})
     training_seeds: int = 3
-    seeds: int = 10
-    key_seeds: int = 4
-    sampling_steps: int = 8
+    first_training_seed: int = 0  # so that processes can share the seeds
+    seeds: int = 25
+    key_seeds: int = 25
+    sampling_steps: int = 15
     stops: dict[str, tuple] = field(default_factory=lambda: {name: stops for name, (_, _, stops) in PROCEDURES.items()})
 
 
@@ -67,7 +68,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     """Along each training: U-Net evaluations and seconds so far, rates in percent, and recovery with the keys.
 
     Learning rate and scale of the step are chosen for each procedure at its full length, on one half of the tuning objects: of
-    those with an ESR-5 of `target_esr5`, the one that keeps most (`best_of_grid`). They are then the same for every
+    those with an ESR-5 of `target_esr5`, the one that keeps most (`choose_operating_point`). They are then the same for every
     split, training seed and number of steps: earlier points are of the same training stopped early, not the best of that length.
 
     Ends of trainings in `curve_scales` are measured at other scales of the step too, with top-1 of the objects that no procedure
@@ -79,7 +80,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from ..evaluation.metrics import percent
     from ..evaluation.protocol import correct, rates, recovery_rate
     from .kit.cache import cached, settings_dict
-    from .kit.erasures import best_of_grid, make_config, tuning_splits
+    from .kit.erasures import choose_operating_point, make_config, tuning_splits
 
     def measure(erasure, erased, kept, first_seed=0):
         prompts = [(world.prompt(c), c, first_seed + n) for c in (*erased, *kept) for n in range(s.seeds)]
@@ -109,10 +110,10 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         sweep += [{"procedure": name, "settings": {"lr": lr}} | row for row in rows]
     for name in s.procedures:
         rows = [row for row in sweep if row["procedure"] == name]
-        points[name] = best_of_grid([row for row in rows if row["ESR-5"] >= s.target_esr5] or rows)
+        points[name] = choose_operating_point([row for row in rows if row["ESR-5"] >= s.target_esr5] or rows)
 
-    runs = []
-    for seed, name, split in tqdm(list(product(range(s.training_seeds), s.procedures, s.splits)), desc="efficiency"):
+    runs, seeds = [], range(s.first_training_seed, s.first_training_seed + s.training_seeds)
+    for seed, name, split in tqdm(list(product(seeds, s.procedures, s.splits)), desc="efficiency"):
         lr, scale = points[name]["settings"]["lr"], points[name]["scale"]
         erased = world.concepts(split)
         kept = [c for c in world.concepts("classes") if c not in erased]

@@ -15,7 +15,7 @@ class Settings:
     training_steps: int = 150
     batch_size: int = 8
     training_seeds: int = 3
-    sampling_steps: int = 25
+    sampling_steps: int = 15
 
 
 PRESETS = {

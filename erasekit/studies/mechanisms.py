@@ -26,9 +26,9 @@ class Settings:
     split: str = "S1"
     training_seeds: int = 1
     training_steps: int | None = None
-    seeds: int = 10
-    key_seeds: int = 10
-    sampling_steps: int = 8
+    seeds: int = 25
+    key_seeds: int = 25
+    sampling_steps: int = 15
 
 
 PRESETS = {
@@ -64,7 +64,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from ..evaluation.protocol import rates, recovery_rate
     from .kit.erasures import make_config, measured, operating_points, require_operating_points
 
-    points = {"kpop": s.operating_point or operating_points(world).get("kpop")}
+    points = {"kpop": s.operating_point or operating_points().get("kpop")}
     require_operating_points(points, "kpop")
     settings, erased = points["kpop"]["settings"], world.concepts(s.split)
     kept = [c for c in world.concepts("classes") if c not in erased]

@@ -15,7 +15,7 @@ class Settings:
     seeds: int = 50
     training_steps: int = 150
     batch_size: int = 8
-    sampling_steps: int = 25
+    sampling_steps: int = 15
     layer: str = "up_blocks.1.attentions.1.transformer_blocks.0.attn2"  # whose attention maps are stored
 
 

@@ -54,7 +54,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from .kit.given import erases
 
     erased = {split: world.split(split) for split in s.splits}
-    points = method_points(world, s.operating_points, s.methods, erased.values(), "splits")
+    points = method_points(s.operating_points, s.methods, erased.values(), "splits")
     oracles = {split: world.oracle(concepts) for split, concepts in erased.items()}
     sizes = s.seeds, s.few_seeds, s.other_seeds, s.sampling_steps
     pool = s.trajectories, s.trajectory_steps

@@ -6,8 +6,7 @@ import pandas as pd
 
 NOTEBOOK, VERSION, UNIT = "04_objects", 1, "images a class"  # raise VERSION when the numbers should change
 METHOD_NAMES = ("esd-x", "esd-u", "uce", "ca", "sld", "np", "mace", "rece", "spm", "receler", "eap", "age")
-RECENT = ("speed", "oce", "adavd", "ace", "ant", "stereo", "race")  # without an operating point on the first world
-METHOD_NAMES += (*RECENT, "kpop", "kpop-anchor", "kpop-adversarial")
+METHOD_NAMES += ("speed", "oce", "adavd", "ace", "ant", "stereo", "race", "kpop", "kpop-anchor", "kpop-adversarial")
 STEP_SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1)  # parts of the step from the base to the erased weights
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 NOTEBOOK, VERSION, UNIT = "01_world", 1, "images a class"
 
-WORLD, LEFT_OUT = "emojinette2", "S1"
+WORLD, LEFT_OUT = "emojinette", "S1"
 MODELS = {"base": {}, "second base": {"seed": 1}, "oracle": {"without": LEFT_OUT}}  # name -> options of `load`
 BY_NAME, STYLED, HELD_OUT = f"{LEFT_OUT}, by name", "kept objects in each style", "pairs never trained on"
 PER_CLASS = (BY_NAME, f"{LEFT_OUT}, seen synonyms", f"{LEFT_OUT}, unseen words", "the other five classes")
@@ -125,7 +125,7 @@ def load_model(world, name: str):
 
 def identity(name: str, model) -> dict:
     """The hashes of a model and its U-Net, and how the U-Net was trained."""
-    from ..worlds.emojinette2 import oracles
+    from ..worlds.emojinette import oracles
 
     how = MODELS[name]
     about = oracles.folder(oracles.names(how.get("without", ())), how.get("seed", 0)) / "training.json"
@@ -139,7 +139,7 @@ def classes(world, s: Settings) -> tuple[str, ...]:
 
 def questions(world, s: Settings) -> dict[str, tuple[list, int]]:
     """Group -> units and seeds of each. A unit is its name and its (prompt, object, style or None), as many for each."""
-    from ..worlds.emojinette2 import groups
+    from ..worlds.emojinette import groups
 
     five, unseen = classes(world, s), groups.left_out([LEFT_OUT])
     kept = [c for c in world.concepts("classes") if c not in unseen]

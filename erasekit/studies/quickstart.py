@@ -14,7 +14,7 @@ class Settings:
     seeds: int = 50
     training_steps: int = 150
     batch_size: int = 8
-    sampling_steps: int = 25
+    sampling_steps: int = 15
     folder: str = "full"  # below BUILD/quickstart, where the erasure is saved
 
 

@@ -36,9 +36,9 @@ class Settings:
     attack_images: tuple[int, ...] = (1, 5)
     log_weights: tuple[int, ...] = (-8, -6, -5, -4, -3, -2, -1, 0, 1, 2)
     num_random_keys: int = 3
-    seeds: int = 20
+    seeds: int = 25
     training_seed: int = 0
-    sampling_steps: int = 8
+    sampling_steps: int = 15
     training_steps: int | None = None
 
 
@@ -75,7 +75,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     for study in studies:
         methods = *s.methods, *(s.tuned_on if study == "operating_points" else ())
         groups = [erased[case] for case in s.cases]
-        points[study] = method_points(world, s.operating_points, methods, groups, "cases", study)
+        points[study] = method_points(s.operating_points, methods, groups, "cases", study)
     attack = Attack(budgets=tuple(s.budgets), seed=s.training_seed)
     sizes = max(s.attack_images), s.seeds, s.sampling_steps, s.training_steps
     sweep = sweep_learning_rates(world, s.tuned_on, points["operating_points"], s.attack_lrs, SEARCHES, attack, *sizes)
@@ -186,15 +186,20 @@ def rates(record) -> tuple[pd.DataFrame, pd.DataFrame]:
     return rows[rows.access != WEIGHTED], rows[rows.access == WEIGHTED]
 
 
-def access_grid(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean rates by case and method, and by access; of attacks those after the most steps."""
+def access_grid(frame: pd.DataFrame, images: int | None = None) -> pd.DataFrame:
+    """Mean rates by case and method, and by access; of attacks those after the most steps.
+
+    As text with their intervals where `images` says how many are behind each row, see `rate_table`.
+    """
+    from .kit.attack_sweep import rate_table
+
     last = frame[(frame.steps == frame.steps.max()) | (frame.images == 0)]
     names = [f"{name}, {plural(n)}" if n else name for name, n in zip(last.access, last.images)]
     last = last.assign(access=names)
     order = list(dict.fromkeys(last.sort_values("images", kind="stable").access))
-    return last.pivot_table(index=["case", "method"], columns="access", values="rate", sort=False).reindex(
-        columns=order
-    )
+    where = {"index": ["case", "method"], "columns": "access"}
+    grid = rate_table(last, images, **where) if images else last.pivot_table(values="rate", sort=False, **where)
+    return grid.reindex(columns=order)
 
 
 def plural(images: int) -> str:
@@ -286,8 +291,7 @@ def _draw_weights(record, frame: pd.DataFrame, weighted: pd.DataFrame):
 
 
 def table(record) -> pd.DataFrame:
-    """Rates by access; blank where a method has no such key."""
-    grid, steps = access_grid(rates(record)[0]), max(run["steps"] for run in record.data["runs"])
+    """Rates by access, with 95 % intervals; blank where a method has no such key."""
+    grid, steps = access_grid(rates(record)[0], record.data["N"]), max(run["steps"] for run in record.data["runs"])
     grid.index = [f"{case}: {method}" for case, method in grid.index]
-    blank = grid.round(1).astype(object).where(grid.notna(), "")
-    return blank.rename_axis(f"images that show the concept, % (attacks: after {steps} steps)")
+    return grid.fillna("").rename_axis(f"images that show the concept, % (attacks: after {steps} steps)")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .operating_points import along_step, mean_points, sweep_figure, table
+from .operating_points import STEP_SCALES, along_step, mean_points, sweep_figure, table
 
 __all__ = ["NOTEBOOK", "PRESETS", "SWEEP", "UNIT", "VERSION", "Settings", "compute", "figures", "table"]
 NOTEBOOK, VERSION, UNIT = "06_styles", 1, "images a style"  # raise VERSION when the numbers should change
@@ -26,18 +26,19 @@ UNNAMED_SEEDS = 10  # images of each object by a prompt that names no style
 class Settings:
     methods: tuple[str, ...] = tuple(SWEEP)
     erased: tuple[str, ...] = ("openmoji",)
-    step_scales: tuple[float, ...] = (0.6, 0.8, 1.0)
+    step_scales: tuple[float, ...] = STEP_SCALES
+    extensions: int = 2  # further settings, at most, while the one that is taken is the edge of its grid
     seeds: int = 4
     first_seed: int = 1000
     training_seed: int = 100
-    sampling_steps: int = 8
+    sampling_steps: int = 15
     training_steps: int | None = None
 
 
 PRESETS = {
     "full": Settings(),
-    "quick": Settings(methods=("uce", "kpop"), step_scales=(0.8, 1.0)),
-    "smoke": Settings(("uce", "kpop"), ("noto",), (1.0,), seeds=1, sampling_steps=2, training_steps=1),
+    "quick": Settings(methods=("uce", "kpop"), step_scales=(0.6, 0.8, 1.0), extensions=1),
+    "smoke": Settings(("uce", "kpop"), ("noto",), (1.0,), 0, seeds=1, sampling_steps=2, training_steps=1),
 }
 
 
@@ -52,7 +53,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
 
     from ..evaluation.images import sample_images
     from ..evaluation.metrics import judge_images, object_correct, percent, style_correct
-    from .kit.erasures import at_lr_scale, best_of_grid, make_config, measured
+    from .kit.erasures import at_lr_scale, beyond_edge, choose_operating_point, make_config, measured
 
     objects = world.concepts("tuning") + world.concepts("tuning kept")
     sizes = objects, s.seeds, s.first_seed, s.sampling_steps
@@ -78,15 +79,25 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         study = "style_operating_points", VERSION, world
         return measured(*study, [erased], method, config, 1.0, measure, s.step_scales, sizes)[0]["points"]
 
-    runs, sweep = [], [(m, at_lr_scale(world, m, c)) for m in s.methods for c in SWEEP[m]]
-    for method, changes in tqdm(sweep, desc="style operating points"):
+    def line(method, changes):
+        """The means of all erased styles' rates, at one setting."""
         config = make_config(world, method, s.training_seed, s.sampling_steps, changes, s.training_steps)
         means = mean_points([curve(method, config, style) for style in s.erased])
-        runs += [{"method": method, "settings": changes} | point for point in means]
+        return [{"method": method, "settings": changes} | point for point in means]
+
     unnamed = [(world.prompt(o), o, s.first_seed + n) for o in objects for n in range(UNNAMED_SEEDS)]
     styles = judge_images(world, sample_images(world, None, unnamed, s.sampling_steps))[1].argmax(1)
     target = sum(percent(styles != world.judge.styles.index(style)) for style in s.erased) / len(s.erased)
-    by_method = {m: [run for run in runs if run["method"] == m] for m in s.methods}
+    runs, points = [], {}
+    for method in tqdm(s.methods, desc="style operating points"):
+        sweep = [at_lr_scale(world, method, changes) for changes in SWEEP[method]]
+        own = [point for changes in sweep for point in line(method, changes)]
+        for _ in range(s.extensions):
+            if (further := beyond_edge(sweep, choose_operating_point(own, target)["settings"])) is None:
+                break
+            sweep.append(further)
+            own += line(method, further)
+        runs, points = runs + own, points | {method: choose_operating_point(own, target)}
     return {
         "N": len(objects) * s.seeds,
         "seeds": [s.first_seed, s.first_seed + s.seeds - 1],
@@ -95,7 +106,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         "target_esr": target,
         "base": mean_points([[rates(None, style)] for style in s.erased])[0],
         "runs": runs,
-        "operating_points": {m: best_of_grid(own, target) for m, own in by_method.items()},
+        "operating_points": points,
     }, {}
 
 

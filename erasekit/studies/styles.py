@@ -19,15 +19,16 @@ class Settings:
     operating_points: dict | None = None  # method -> {"settings", "scale"}; None: those of the committed record
     erased: tuple[str, ...] = ("noto", "twemoji", "openmoji", "fluent", "contrast")
     training_seed: int = 0
-    seeds: int = 2
-    sampling_steps: int = 8
+    seeds: int = 3  # of each of the ten classes in each style
+    kept_seeds: int = 2  # of each object that no method is given
+    sampling_steps: int = 15
     training_steps: int | None = None
 
 
 PRESETS = {
     "full": Settings(),
     "quick": Settings(methods=("uce", "kpop"), erased=("noto", "openmoji")),
-    "smoke": Settings(("uce", "kpop"), erased=("noto",), seeds=1, sampling_steps=2, training_steps=1),
+    "smoke": Settings(("uce", "kpop"), erased=("noto",), seeds=1, kept_seeds=1, sampling_steps=2, training_steps=1),
 }
 
 
@@ -43,18 +44,16 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from .kit.erasures import make_config, measured, method_points
     from .kit.given import erases
 
-    points = method_points(
-        world, s.operating_points, s.methods, [[e] for e in s.erased], "erased", "style_operating_points"
-    )
+    points = method_points(s.operating_points, s.methods, [[e] for e in s.erased], "erased", "style_operating_points")
     styles, objects = list(world.styles), world.concepts("classes")
     prompts = [(world.prompt(o, style), o, seed) for style in styles for o in objects for seed in range(s.seeds)]
     style_of = [style for style in styles for _ in range(len(objects) * s.seeds)]
-    sizes = s.seeds, s.sampling_steps
+    sizes = s.seeds, s.kept_seeds, s.sampling_steps
     # Objects that no method is given, with the styles in turn; a model's own erased style is left out.
     neutral = [
         (world.prompt(o, styles[n % len(styles)]), o, seed)
         for n, o in enumerate(world.unseen_classes("classes"))
-        for seed in (0, 1)
+        for seed in range(s.kept_seeds)
     ]
     texts = {
         "CLIP, whole prompt": [prompt for prompt, _, _ in prompts],
@@ -115,6 +114,17 @@ def style_frame(record) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def mean_rates(record, own: pd.DataFrame, measure: str) -> list[tuple[float, float, float]]:
+    """One method's rate in percent and its 95 % interval, on the erased styles and on the others: see `intervals.bootstrap`."""
+    from ..evaluation.intervals import bootstrap
+
+    erased = own.erased == own["style"]
+    others = [rates[measure].to_numpy() for _, rates in own[~erased].groupby("erased")]
+    found = own[erased][measure].mean(), own[~erased][measure].mean()
+    between = bootstrap([own[erased][measure].to_numpy()], record.data["N"]), bootstrap(others, record.data["N"])
+    return [(rate, *limits) for rate, limits in zip(found, between)]
+
+
 def figures(record) -> dict:
     return {"styles_grid": grid_figure(record), "styles_drop": drop_figure(record)}
 
@@ -138,7 +148,7 @@ def grid_figure(record):
 
 
 def drop_figure(record):
-    """Points lost by the erased style and by the others, by the style judge and by CLIP."""
+    """Points lost by the erased style and by the others, by the style judge, with 95 % intervals, and by CLIP."""
     import matplotlib.pyplot as plt
 
     from .kit import plots
@@ -154,11 +164,15 @@ def drop_figure(record):
         others = lost[frame.erased != frame["style"]].groupby(frame.method).mean()
         for y, method in enumerate(methods):
             color = plots.style(method)["color"]
-            for shift, value, alpha in ((-0.2, own[method], 1), (0.2, others[method], 0.35)):
+            rates = mean_rates(record, frame[frame.method == method], measure) if measure == "style top-1" else [()] * 2
+            for shift, value, alpha, rate in zip((-0.2, 0.2), (own[method], others[method]), (1, 0.35), rates):
                 ax.barh(y + shift, value, 0.38, color=color, alpha=alpha, lw=0)
-                ax.text(max(value, 0), y + shift, f" {value:.1f}", va="center", fontsize=7)
+                ends = [value + rate[0] - limit for limit in rate[1:]] or [value]
+                ax.plot(ends, [y + shift] * len(ends), color="black", lw=0.8)
+                ax.text(max(*ends, value, 0), y + shift, f" {value:.1f}", va="center", fontsize=7)
         ax.axvline(0, color="black", lw=0.6)
-        ax.set(xlabel=label, xlim=(min(0, own.min(), others.min()), 1.1 * max(own.max(), others.max(), 1)))
+        ax.set(xlabel=label)
+        ax.margins(x=0.12)  # for the numbers
         method_rows(ax, methods)
     handles = [plt.Rectangle((0, 0), 1, 1, color="black", lw=0, alpha=alpha) for alpha in (1, 0.35)]
     figure.legend(handles, ["the erased style", "the other styles"], loc="outside upper center", ncols=2)
@@ -167,6 +181,8 @@ def drop_figure(record):
 
 def table(record) -> pd.DataFrame:
     """Means over the models, one for each style: the erased style / the four others; and CLIP on captions of what is kept.
+
+    In brackets 95 % intervals of rates, see `mean_rates`.
 
     FID and KID are left out: a model's captions leave its erased style out, and the reference images have all five.
     """
@@ -177,5 +193,8 @@ def table(record) -> pd.DataFrame:
     for method, own in frame.groupby("method", sort=False):
         erased = own.erased == own["style"]
         rows[method] = {m: f"{own[erased][m].mean():.1f} / {own[~erased][m].mean():.1f}" for m in measures}
+        for m in ("style top-1", "object top-1"):
+            rates = mean_rates(record, own, m)
+            rows[method][m] = " / ".join(f"{rate:.1f} ({low:.0f} to {high:.0f})" for rate, low, high in rates)
         rows[method][captions] = np.mean([run["kept"]["CLIP"] for run in data["runs"] if run["method"] == method])
     return pd.DataFrame(rows).T.astype({captions: float}).rename_axis("erased style / the others")

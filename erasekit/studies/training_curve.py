@@ -20,9 +20,9 @@ class Settings:
     # Nothing in a training depends on its length: each of these is the same training, stopped earlier.
     stop_after: tuple[int, ...] = (5, 10, 20, 40, 80, 150)
     training_seeds: int = 3
-    seeds: int = 10
-    key_seeds: int = 4
-    sampling_steps: int = 8
+    seeds: int = 25
+    key_seeds: int = 25
+    sampling_steps: int = 15
 
 
 PRESETS = {
@@ -43,7 +43,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from ..evaluation.protocol import correct
     from .kit.erasures import make_config, measured, operating_points, require_operating_points
 
-    points = {"kpop": s.operating_point or operating_points(world).get("kpop")}
+    points = {"kpop": s.operating_point or operating_points().get("kpop")}
     require_operating_points(points, "kpop")
     point, erased = points["kpop"], world.concepts(s.split)
     kept = [c for c in world.concepts("classes") if c not in erased]

@@ -13,7 +13,7 @@ NOTEBOOK, VERSION, UNIT = "01_world", 1, "images a word"
 CLOSE = 0.3  # of the norm: two words nearer than this are hardly told apart
 NONSENSE = ("blorfin", "quimble", "zaxter", "frondle")
 SHOWN, SHOWN_PAIRS, SHOWN_WORDS = 6, 4, 36  # columns of the figure of attention, and unseen words in theirs
-# What the second world is asked for; the bar of a rate or an area is the least, of the others the most.
+# What a world that reads words should reach: of a rate or an area the least, of the others the most.
 BARS = {"closer": 0, "auc": 0.75, "below half": 10, "pair auc": 0.75, "both": 60, "top-1": 50, "top-5": 70, "l1": 0.03}
 
 
@@ -219,8 +219,8 @@ def rounded_maps(maps) -> list:
 
 
 def unseen_pairs(world) -> list[tuple[str, str]]:
-    """(word, object) pairs whose word stands in no caption of the second world, of the objects that this world has."""
-    from ..worlds.emojinette2.words import UNSEEN
+    """(word, object) pairs whose word stands in no caption of the bundled world, of the objects that this world has."""
+    from ..worlds.emojinette.words import UNSEEN
 
     return [(w, name) for name, words in UNSEEN.items() if name in world.judge.objects for w in words]
 
@@ -324,7 +324,7 @@ def overlay(image: np.ndarray, values: list) -> np.ndarray:
 
 
 def table(record) -> pd.DataFrame:
-    """What was measured, what the second world is asked for, and N."""
+    """What was measured, the bar that it should pass, and N."""
     data, rows = record.data, []
     own = data["own token"]
     rows.append(("distance to the nearest other word, median, of the norm", own["median"], "", own["objects"]))

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import yaml
 
-from .. import paths, studies, worlds
+from .. import paths, studies
 from ..studies.kit.show import read_manifest
 from .notebooks import ENVIRONMENT, Failure, Notebook, Refusal, execute, find
 
@@ -41,10 +41,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         description="Run the notebooks. Results that are valid are loaded; a run that stopped resumes from them.",
         epilog="run_all.sh test: ruff, pytest and the notebooks. run_all.sh test --all: also what is slow.",
     )
-    world = (
-        "emojinette (default: the bundled world that a notebook names), emojinette2, sd14, sd15, sd21, sdxl, a folder, "
-    )
-    world += "or a hub id (HF_HUB_OFFLINE=0 downloads)"
+    world = "emojinette (default, bundled), sd14, sd15, sd21, sdxl, a folder, or a hub id (HF_HUB_OFFLINE=0 downloads)"
     parser.add_argument("--world", default="emojinette", help=world)
     parser.add_argument("--preset", default="quick", help="smoke, quick (default) or full")
     parser.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="these notebooks alone, such as 00 or 02_method")
@@ -112,10 +109,7 @@ def choose_parameters(args: argparse.Namespace, books: list[Notebook]) -> dict:
             raise Refusal(
                 f"--set {item!r} has no YAML value: accepted are a word, a number, or a list, [a, b]"
             ) from None
-    world = (
-        {} if args.world == studies.BUNDLED else {"world": args.world}
-    )  # a notebook says on which bundled world it stands
-    return world | {"preset": args.preset, "recompute": args.recompute, **extra}
+    return {"world": args.world, "preset": args.preset, "recompute": args.recompute, **extra}
 
 
 def computes(book: Notebook, args: argparse.Namespace) -> bool:
@@ -124,8 +118,7 @@ def computes(book: Notebook, args: argparse.Namespace) -> bool:
         return True
     presets = ("full", "quick") if args.preset == "quick" else (args.preset,)
     own = [study for study, name in studies.STUDIES.items() if name == book.name]
-    places = [(world, preset) for world in worlds.BUNDLED for preset in presets]
-    return not all(any(studies.find(study, *place)[0] for place in places) for study in own)
+    return not all(any(studies.find(study, args.world, preset)[0] for preset in presets) for study in own)
 
 
 def print_plan(books: list[Notebook], computing: list[Notebook], args: argparse.Namespace) -> None:

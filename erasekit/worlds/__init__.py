@@ -1,11 +1,11 @@
-"""Worlds to erase concepts in: the bundled ones, and Stable Diffusion."""
+"""Worlds to erase concepts in: the bundled one, and Stable Diffusion."""
 
 import re
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
 
-BUNDLED = ("emojinette", "emojinette2")
+BUNDLED = ("emojinette",)
 WORLDS = (*BUNDLED, "sd14", "sd15", "sd21", "sdxl")
 ACCEPTED = f"{', '.join(WORLDS)}, or a pipeline in diffusers' format, by its folder or as owner/name on the hub"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -16,7 +16,7 @@ def load(world: str = "emojinette", device: str | None = None, precision: str = 
 
     `world`: a name of `WORLDS`, or a Stable Diffusion in diffusers' format, as a hub id or a local folder. `precision`: of
     training and sampling; "auto" is bf16 where the processor multiplies it natively, else fp16 on a GPU and fp32 on a CPU.
-    `options`: for Stable Diffusion see `stable_diffusion.load`, for an oracle of emojinette2 its `world.load`. Raises
+    `options`: for Stable Diffusion see `stable_diffusion.load`, for an oracle of emojinette its `world.load`. Raises
     ValueError for an unknown world, precision or option, and FileNotFoundError where weights are missing.
     """
     if not isinstance(world, (str, PathLike)) or not is_world_name(world := str(world)):

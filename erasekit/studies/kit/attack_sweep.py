@@ -1,4 +1,4 @@
-"""Learning rates of attacks, chosen on concepts and seeds that no table reports."""
+"""Learning rates of attacks, chosen on concepts and seeds that no table reports; and tables of success rates."""
 
 from dataclasses import replace
 from itertools import product
@@ -59,3 +59,14 @@ def best_lr(sweep: list[dict], attack: str) -> float:
         return sum(rate for steps, rate in rates if steps == largest), sum(rate for _, rate in rates)
 
     return max(dict.fromkeys(row["lr"] for row in own), key=success)
+
+
+def rate_table(frame, images: int, index, columns: str):
+    """Mean of the column "rate" in each cell; in brackets its 95 % interval over rows and their images, see `bootstrap`."""
+    from ...evaluation.intervals import bootstrap
+
+    def cell(rates) -> str:
+        low, high = bootstrap([rates.to_numpy()], images)
+        return f"{rates.mean():.1f} ({low:.0f} to {high:.0f})"
+
+    return frame.pivot_table(index=index, columns=columns, values="rate", aggfunc=cell, sort=False)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import fields
 
 from ... import paths
-from ...worlds import BUNDLED
 from ...worlds.distributed import main_process_first, rank_and_count
 from .cache import cached, digest, settings_dict
 from .given import Given, check_given, is_given
@@ -142,32 +141,19 @@ def beyond_edge(sweep: list[dict], taken: dict) -> dict | None:
     return None
 
 
-def best_of_grid(runs: list[dict], target: float = TARGET_ESR) -> dict:
-    """Of the runs with an ESR-1 of `target`, the one with the highest PSR-1; if none has it, the one with the highest ESR-1."""
-    enough = [run for run in runs if run["ESR-1"] >= target]
-    order = ("PSR-1", "ESR-1") if enough else ("ESR-1", "PSR-1")
-    best = max(enough or runs, key=lambda run: [*(run[name] for name in order), run.get("ESR-5", 0.0)])
-    return {"settings": best["settings"], "scale": best["scale"]}
-
-
-def operating_points(world, study: str = "operating_points") -> dict[str, dict]:
-    """Method -> {"settings", "scale"} by the committed record of preset full: the world's own, or the first bundled world's."""
-    own = next((name for name in BUNDLED[::-1] if world.name.startswith(name)), BUNDLED[0])
-    path = paths.RECORDS / own / "full" / f"{study}.json"
+def operating_points(study: str = "operating_points") -> dict[str, dict]:
+    """Method -> {"settings", "scale"} by the committed record of preset full; empty without one."""
+    path = paths.RECORDS / "emojinette" / "full" / f"{study}.json"
     return Record.read(path).data["operating_points"] if path.exists() else {}
 
 
-def method_points(
-    world, chosen: dict | None, methods, groups=(), setting: str | None = None, study: str = "operating_points"
-):
+def method_points(chosen: dict | None, methods, groups=(), setting: str | None = None, study: str = "operating_points"):
     """Method -> operating point: `chosen`, or those of a study's record; a given erasure is taken as it is.
 
     Raises ValueError for a method without one, and for a given erasure of none of the `groups`, see `check_given`.
     """
     check_given(methods, groups, setting)
-    points = (chosen or operating_points(world, study)) | {
-        m: {"settings": {}, "scale": 1.0} for m in methods if is_given(m)
-    }
+    points = (chosen or operating_points(study)) | {m: {"settings": {}, "scale": 1.0} for m in methods if is_given(m)}
     require_operating_points(points, *methods)
     return points
 

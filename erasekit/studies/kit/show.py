@@ -14,7 +14,6 @@ from pathlib import Path
 from PIL import Image
 
 from ... import paths
-from ...worlds import BUNDLED
 
 MAX_WIDTH, MAX_BYTES = 900, 120_000  # of a figure inside a notebook; the file in figures/ is larger
 SLIDER_HEIGHT = 128  # pixels of an image beside the key slider
@@ -31,13 +30,12 @@ def show(record, figures: bool = True, width: int = MAX_WIDTH) -> None:
 
 
 def source_line(record) -> str:
-    """N, seeds, reading of the paper, world; then when, from which commit and on what it was computed."""
+    """N, seeds, reading of the paper; then when, from which commit and on what it was computed."""
     data, made = record.data, record.made
     parts = [f"N = {data['N']} {_study(record).UNIT}"] if "N" in data else []
     parts += [f"seeds {data['seeds'][0]} to {data['seeds'][1]}"] if "seeds" in data else []
     parts += [f"training seeds: {data['training_seeds']}"] if "training_seeds" in data else []
     parts += [f"prompted target: {data['prompted_target']}"] if "prompted_target" in data else []
-    parts += [f"world {record.world['name']}"] if record.world["name"] != BUNDLED[0] else []
     origin = f"computed {made['date']} at {made['commit']}, torch {made['versions']['torch']}, {made['device']}"
     return f"{', '.join(parts)}; {origin}"
 
@@ -49,7 +47,7 @@ def figure_files(record) -> list[Path]:
     figures/ only with ERASEKIT_RECORD=1.
     """
     build, stamp = paths.BUILD / "figures" / record.world["name"], figure_hash(record)
-    public = record.committed and record.world["name"] in BUNDLED
+    public = record.committed and record.world["name"] == "emojinette"
     for folder in [paths.FIGURES, build] if public else [build]:
         known = {name: entry for name, entry in read_manifest(folder).items() if entry["record"] == record.name}
         files = [folder / f"{name}.png" for name in known]
