@@ -24,6 +24,12 @@ def untouched(world) -> Erasure:
     return Erasure({}, {}, {"method": "base", "world": world.name, "base": world.fingerprint})
 
 
+def references(world, concepts) -> dict[str, Erasure]:
+    """What attacks on an erasure of `concepts` are compared with: the "base", and the "oracle" where the world has theirs."""
+    oracle = world.oracle(concepts)
+    return {"base": untouched(world)} | ({"oracle": oracle} if oracle else {})
+
+
 def prompts(world, concept: str, seeds: int) -> tuple[list[str], list[int]]:
     """Prompts with the concept's own name, and seeds; a style is combined with the ten objects in turn."""
     objects = world.concepts("classes")

@@ -50,7 +50,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     """
     from tqdm.auto import tqdm
 
-    from ..evaluation.attack_success import ATTACKS, success_rate, untouched
+    from ..evaluation.attack_success import ATTACKS, references, success_rate
     from ..evaluation.attacks import Attack, attack_images, nearest_words
     from .kit.attack_sweep import best_lr, sweep_learning_rates
     from .kit.cache import cached
@@ -80,8 +80,10 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         return {"rows": rows}, None
 
     sizes = s.num_attacked, s.budgets, lrs, s.attack_seeds, s.attack_images, s.seeds, s.training_seed, s.sampling_steps
-    numbers, _ = cached("attacks", VERSION, world, lambda: measure(untouched(world)), "base", *sizes)
-    runs = [{"method": "base"} | row for row in numbers["rows"]]
+    runs = []
+    for name, model in references(world, concepts).items():
+        numbers, _ = cached("attacks", VERSION, world, lambda m=model: measure(m), name, model.digest(), *sizes)
+        runs += [{"method": name} | row for row in numbers["rows"]]
     for method in tqdm(s.methods, desc="attacks"):
         point = points[method]
         config = make_config(world, method, s.training_seed, s.sampling_steps, point["settings"], s.training_steps)

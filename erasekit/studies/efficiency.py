@@ -40,9 +40,9 @@ class Settings:
     # ESR-5 in percent that a procedure must have where it is tuned, so that costs are of the same erasure. ESR-1 is 100 for too
     # many settings to tell them apart.
     target_esr5: float = 94.0
-    splits: tuple[str, ...] = ("S1", "S3")
+    splits: tuple[str, ...] = ("S1",)
     curve_scales: dict[str, tuple] = field(default_factory=lambda: {OURS_NAME: COARSE, ESD: COARSE})
-    training_seeds: int = 3
+    training_seeds: int = 1
     first_training_seed: int = 0  # so that processes can share the seeds
     seeds: int = 25
     key_seeds: int = 25

@@ -62,7 +62,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     """
     from tqdm.auto import tqdm
 
-    from ..evaluation.attack_success import untouched
+    from ..evaluation.attack_success import references
     from ..evaluation.attacks import Attack
     from .kit.attack_sweep import best_lr, sweep_learning_rates
     from .kit.cache import cached
@@ -89,11 +89,13 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         concepts = erased[case]
         targets = concepts[: s.num_attacked]
 
-        def base(targets=targets):
-            return {"rows": success_rows(world, s, attacks, untouched(world), None, targets)}, None
+        for name, model in references(world, concepts).items():
 
-        numbers, _ = cached("recovery", VERSION, world, base, "base", list(targets), *sizes)
-        runs += [{"case": case, "method": "base"} | row for row in numbers["rows"]]
+            def untrained(model=model, targets=targets):
+                return {"rows": success_rows(world, s, attacks, model, None, targets)}, None
+
+            numbers, _ = cached("recovery", VERSION, world, untrained, name, model.digest(), list(targets), *sizes)
+            runs += [{"case": case, "method": name} | row for row in numbers["rows"]]
         for method in tqdm([m for m in s.methods if erases(m, concepts)], desc=f"recovery, {case}"):
             point = points[CASES[case]][method]
             config = make_config(world, method, s.training_seed, s.sampling_steps, point["settings"], s.training_steps)
