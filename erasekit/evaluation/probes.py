@@ -45,16 +45,17 @@ def guided(world, erasure, prompts: list[str], scale: float = GUIDANCE_SCALE) ->
         yield predict
 
 
-def batches(world, count: int) -> list[slice]:
-    """Parts of `count` images of the world's batch size."""
-    return [slice(n, n + world.batch_size) for n in range(0, count, world.batch_size)]
+def batches(world, count: int, part: int = 1) -> list[slice]:
+    """Slices of `count` images, each a `part`-th of the world's batch."""
+    size = max(1, world.batch_size // part)
+    return [slice(n, n + size) for n in range(0, count, size)]
 
 
-def in_batches(world, prompts: list[str], seeds: list[int], draw: Callable) -> Tensor:
-    """Images of `draw(prompts, noise, part)`, which returns latents, batch by batch."""
+def in_batches(world, prompts: list[str], seeds: list[int], draw: Callable, part: int = 1) -> Tensor:
+    """Images of `draw(prompts, noise, rows)`, which returns latents, batch by batch; see `batches`."""
     images = []
-    for part in batches(world, len(seeds)):
-        z = draw(prompts[part], initial_noise(world.pipe, seeds[part]), part)
+    for rows in batches(world, len(seeds), part):
+        z = draw(prompts[rows], initial_noise(world.pipe, seeds[rows]), rows)
         with world.autocast():
             images.append(decode(world.pipe, z))
     return torch.cat(images)
@@ -71,7 +72,7 @@ def scheduler_of(world, steps: int):
 def completion(world, erasure, prompts: list[str], seeds: list[int], steps: int, first: int) -> Tensor:
     """The base takes the first of `steps` steps, the public model the others, by the same prompts."""
 
-    def draw(texts, z, part):
+    def draw(texts, z, rows):
         scheduler = scheduler_of(world, steps)
         for model, own in ((None, range(first)), (erasure, range(first, steps))):
             with guided(world, model, texts) as predict:
@@ -110,8 +111,8 @@ def inpainting(
     inside = torch.zeros((pipe.unet.config.sample_size,) * 2, dtype=torch.bool, device=pipe.device)
     inside[places, places] = True
 
-    def draw(texts, noise, part):
-        scheduler, z, known = scheduler_of(world, steps), noise, latents_of(world, masked[part])
+    def draw(texts, noise, rows):
+        scheduler, z, known = scheduler_of(world, steps), noise, latents_of(world, masked[rows])
         with guided(world, erasure, texts) as predict:
             for step, t in enumerate(scheduler.timesteps.tolist()):
                 z = scheduler.step(predict(z, t, step), t, z).prev_sample
@@ -156,9 +157,9 @@ def noisy(
     """
     pipe = world.pipe
 
-    def draw(texts, z, part):
-        generators = [seeded("probe noise", seed) for seed in seeds[part]]
-        eta, scale = (torch.tensor(x[part], device=z.device)[:, None, None, None].to(z) for x in (etas, scales))
+    def draw(texts, z, rows):
+        generators = [seeded("probe noise", seed) for seed in seeds[rows]]
+        eta, scale = (torch.tensor(x[rows], device=z.device)[:, None, None, None].to(z) for x in (etas, scales))
         z = scale * z
         with guided(world, erasure, texts) as predict:
             for step, (t, alpha, after) in enumerate(ddim_levels(pipe, steps)):
@@ -192,24 +193,25 @@ def classifier_guided(
         shown = judge(image.float())[0].log_softmax(1).gather(1, index)
         return torch.autograd.grad(shown.sum(), z)[0]
 
-    def draw(texts, z, part):
+    def draw(texts, z, rows):
         scheduler = scheduler_of(world, steps)
-        index = torch.tensor([[judge.objects.index(c)] for c in concepts[part]], device=z.device)
-        scale = torch.tensor(scales[part], device=z.device)[:, None, None, None].to(z)
+        index = torch.tensor([[judge.objects.index(c)] for c in concepts[rows]], device=z.device)
+        scale = torch.tensor(scales[rows], device=z.device)[:, None, None, None].to(z)
         with guided(world, erasure, texts) as predict:
             for step, t in enumerate(scheduler.timesteps.tolist()):
                 alpha, z = alphas[t].item(), z.detach().requires_grad_()
                 output = predict(z, t, step)
                 # A change of the noise by d changes v by d / sqrt(alpha_bar).
                 change = math.sqrt(1 - alpha) / (math.sqrt(alpha) if velocity else 1) * scale
+                gradient = gradient_at(z, output, alpha, index)
                 with torch.no_grad():
-                    z = scheduler.step(output - change * gradient_at(z, output, alpha, index), t, z).prev_sample
+                    z = scheduler.step(output - change * gradient, t, z).prev_sample
         return z.detach()
 
     with torch.enable_grad(), ExitStack() as stack:
         for network in (pipe.unet, pipe.vae, judge):
             stack.enter_context(gradients_off(network))
-        return in_batches(world, prompts, seeds, draw)
+        return in_batches(world, prompts, seeds, draw, 2)  # gradients take memory
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ class Settings:
     finetune_batch: int = 16
     finetune_pictures: int = 5  # of each object that neither the split nor any method knows
     num_relearned: int = 2  # of the split's classes
-    relearn_steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    relearn_steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     relearn_images: tuple[int, ...] = (1, 5)
     rank: int = 4
     kinds: tuple[str, ...] = KINDS
