@@ -24,7 +24,7 @@ class Settings:
     noise_scales: tuple[float, ...] = (1.0, 1.0133, 1.0267, 1.04)
     noise_seeds: int = 15  # searches, each with a try of every eta and scale
     noise_steps: int = 25
-    guidance_scales: tuple[float, ...] = (0.0, 0.3, 1.0, 3.0, 10.0)  # of the classifier
+    guidance_scales: tuple[float, ...] = (0.0, 1.0, 3.0, 10.0, 30.0)  # of the classifier
     pictures: int = 10  # of a class, inverted
     inversion_steps: int = 50
     training_seed: int = 0
