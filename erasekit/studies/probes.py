@@ -259,3 +259,55 @@ def pictures_of(world, concept: str, s: Settings):
         found.append(world.concept_images(concept, s.pictures, seed)[0])
         seed += 1
     return torch.cat(found)[: s.pictures]
+
+
+def framed(record):
+    """A row for each rate, with the "column" of the table that it belongs to."""
+    import pandas as pd
+
+    frame = pd.DataFrame(record.data["runs"])
+    names = {"completion": "{} steps", "inpainting": "{} of the side", "guidance": "scale {}"}
+    columns = [
+        names.get(p, "{}").format(f"{a:g}" if isinstance(a, float | int) else a)
+        for p, a in zip(frame.probe, frame["at"])
+    ]
+    return frame.assign(column=columns)
+
+
+def figures(record) -> dict:
+    """A heat map for each probe: models by its settings."""
+    from .kit.probed import draw_grids, rate_grids
+
+    models = record.data["models"]
+    groups = framed(record).groupby("probe", sort=False)
+    return {"probes": draw_grids({probe: rate_grids(own, models)[0] for probe, own in groups})}
+
+
+def table(record):
+    """Every model's rates by probe and setting, and the likelihood of inverted noise, with 95 % intervals of one training."""
+    import numpy as np
+    import pandas as pd
+
+    from .kit.probed import rate_grids
+
+    frame, models = framed(record), record.data["models"]
+    frame = frame.assign(column=frame.probe + ", " + frame.column)
+    parts = [frame]
+    for name, label in (("one try", "one try"), ("clip", "by CLIP")):
+        if name in frame:
+            own = frame[frame[name].notna()]
+            parts.append(own.assign(rate=own[name], column=own.column + ", " + label))
+    if "one try" in frame:  # its images are every try's
+        parts[1] = parts[1].assign(n=parts[1].n * parts[1].tries)
+    found = rate_grids(pd.concat(parts, ignore_index=True), models)[1].T
+    nats = {}
+    for (model, at), own in frame[frame.probe == "inversion"].groupby(["model", "at"], sort=False):
+        if at in ("no text", "prompt"):  # the guided way starts from the first's noise
+            values = np.concatenate(own.surprise.to_list())
+            half = 1.96 * values.std() / len(values) ** 0.5
+            label = f"inversion, {at}: minus log-likelihood of the noise, nats a number (a Gaussian's: 1.42)"
+            nats.setdefault(label, {})[model] = (
+                f"{values.mean():.3f} ({values.mean() - half:.3f} to {values.mean() + half:.3f})"
+            )
+    found = pd.concat([found, pd.DataFrame(nats).T.reindex(columns=models)]) if nats else found
+    return found.fillna("").rename_axis("images that show the concept, %")

@@ -222,3 +222,67 @@ def steps_to(curve: list[tuple[int, float]], rate: float = 50.0) -> float:
             return steps if reached == low else before + (steps - before) * (rate - low) / (reached - low)
         last = steps, reached
     return 2.0 * curve[-1][0]
+
+
+def framed(record):
+    """A row for each rate but relearning's, with the "column" of the table that it belongs to."""
+    import pandas as pd
+
+    frame = pd.DataFrame(record.data["runs"])
+    frame = frame[frame.probe != "relearning"]
+    return frame.assign(column=[f"{a} steps" if isinstance(a, int) else a for a in frame["at"]])
+
+
+def relearning(record):
+    """Steps to a half of the images by model, kind and number of pictures: mean over classes, with a 95 % interval.
+
+    And one more than that relative to the oracle's, so that none is divided by none. Each draw takes every rate's images anew; the classes are too few to be drawn.
+    """
+    import numpy as np
+    import pandas as pd
+
+    frame, generator, draws, rows = pd.DataFrame(record.data["runs"]), np.random.default_rng(0), 1000, []
+    frame = frame[frame.probe == "relearning"]
+    for (kind, pictures), own in frame.groupby(["kind", "pictures"], sort=False):
+        needed = {}
+        for model, lines in own.groupby("model", sort=False):
+            curves = []
+            for _, line in lines.groupby("concept", sort=False):
+                steps, rate, n = line["at"].to_numpy(), line.rate.to_numpy(), int(line.n.iloc[0])
+                again = 100 * generator.binomial(n, rate / 100, (draws, len(rate))) / n
+                curves.append([steps_to(list(zip(steps, r))) for r in (rate, *again)])
+            needed[model] = np.mean(curves, axis=0)
+        for model, steps in needed.items():
+            row = {"model": model, "column": f"{kind}, {pictures:.0f} picture{'s' * (pictures > 1)}", "steps": steps}
+            rows.append(row | ({"ratio": (1 + steps) / (1 + needed["oracle"])} if "oracle" in needed else {}))
+    return rows
+
+
+def figures(record) -> dict:
+    """Heat maps, models by setting: the erased classes after compression and fine-tuning."""
+    from .kit.probed import draw_grids, rate_grids
+
+    frame, models = framed(record), record.data["models"]
+    groups = frame[frame.access == "erased"].groupby("probe", sort=False)
+    return {"probes_weights": draw_grids({probe: rate_grids(own, models)[0] for probe, own in groups})}
+
+
+def table(record):
+    """Every model's rates by probe, setting and access, then the steps of relearning, all with 95 % intervals."""
+    import numpy as np
+    import pandas as pd
+
+    from .kit.probed import rate_grids
+
+    frame, models = framed(record), record.data["models"]
+    frame = frame.assign(column=frame.probe + ", " + frame.column + ": " + frame.access)
+    texts = [rate_grids(frame, models)[1].T] if len(frame) else []
+    cells: dict = {}
+    for row in relearning(record):
+        for name in ("steps", "ratio"):
+            if name in row:
+                low, high = np.quantile(row[name][1:], (0.025, 0.975))
+                label = f"{row['column']}: {'steps to 50 %' if name == 'steps' else 'relative to the oracle'}"
+                cells.setdefault(label, {})[row["model"]] = f"{row[name][0]:.2g} ({low:.2g} to {high:.2g})"
+    texts += [pd.DataFrame(cells).T.reindex(columns=models)] if cells else []
+    return pd.concat(texts).fillna("").rename_axis("images, %")

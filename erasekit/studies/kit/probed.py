@@ -78,3 +78,37 @@ def trained_model(world, method: str, concepts, point: dict, s, seed: int) -> Pr
         return erasure if scale == 1 else erasure.scaled(world, scale)
 
     return Probed(world, make, [method, list(concepts), settings_dict(config), scale])
+
+
+def rate_grids(frame, models) -> tuple:
+    """Mean rates by model and "column", as numbers, and as text with their 95 % intervals over classes and images."""
+    from ...evaluation.intervals import bootstrap
+
+    def cell(rows) -> str:
+        low, high = bootstrap([rows.rate.to_numpy()], int(rows.n.iloc[0]))
+        return f"{rows.rate.mean():.1f} ({low:.0f} to {high:.0f})"
+
+    order = list(dict.fromkeys(frame["column"]))
+    groups = frame.groupby(["model", "column"], sort=False)
+    numbers = groups.rate.mean().unstack().reindex(index=models, columns=order)
+    texts = groups[["rate", "n"]].apply(cell).unstack().reindex(index=models, columns=order)
+    return numbers, texts.fillna("")
+
+
+def draw_grids(grids: dict):
+    """A heat map for each title: models by settings, as wide as its settings are many."""
+    import matplotlib.pyplot as plt
+
+    from .plots import heatmap, style, weight
+
+    widths = [grid.shape[1] for grid in grids.values()]
+    size = {"figsize": (9.4, 0.25 * len(next(iter(grids.values()))) + 1.6), "width_ratios": widths, "squeeze": False}
+    figure, axes = plt.subplots(1, len(grids), sharey=True, layout="constrained", **size)
+    for ax, (title, grid) in zip(axes[0], grids.items()):
+        # Halves round up, as in the text.
+        image = heatmap(ax, grid + 1e-6, "", cmap="cividis", colorbar=False, vmin=0, vmax=100)
+        ax.set_title(title)
+    for label, model in zip(axes[0, 0].get_yticklabels(), grid.index):
+        label.set(color=style(model)["color"], weight=weight(model))
+    figure.colorbar(image, ax=axes, label="images that show the concept, %", aspect=40)
+    return figure
