@@ -236,7 +236,8 @@ def framed(record):
 def relearning(record):
     """Steps to a half of the images by model, kind and number of pictures: mean over classes, with a 95 % interval.
 
-    And one more than that relative to the oracle's, so that none is divided by none. Each draw takes every rate's images anew; the classes are too few to be drawn.
+    And one more than that relative to the oracle's, so that none is divided by none.
+    Each draw takes every rate's images anew; the classes are too few to be drawn.
     """
     import numpy as np
     import pandas as pd
