@@ -10,7 +10,7 @@ from .operating_points import METHOD_NAMES
 NOTEBOOK, VERSION, UNIT = "16_scale_and_interference", 1, "images of kept objects"
 ROWS = "methods"  # the setting that erasures given to `run` are added to
 
-# Training these takes four times as long as training all others, and each has a relative among those.
+# Training these takes longer than training all others together, and each has a relative among those.
 LEFT_OUT = ("stereo", "race", "receler", "age", "esd-u", "kpop-adversarial", "spm", "ace", "ant", "eap")
 RATES = ("object", "background", "style", "background and style")
 BORDER = 2  # pixels, the width of the frame that shows the background

@@ -17,10 +17,9 @@ WORST = 3  # receivers that are named for each emitter
 @dataclass(frozen=True)
 class Settings:
     methods: tuple[str, ...] = ("uce", "esd-x", "kpop", "kpop-anchor")
-    everywhere: tuple[str, ...] = (
-        "uce",
-    )  # methods that erase each reportable object; a training of them takes no second
-    few: str = "S1"  # whose objects the other methods erase, one at a time
+    everywhere: tuple[str, ...] = ("uce",)  # methods of no training: they erase each `nth` reportable object too
+    nth: int = 2
+    few: str = "S1"  # whose objects every method erases, one at a time
     emitters: tuple[str, ...] | None = None  # of these only some; None: all
     operating_points: dict | None = None  # by method; None: of the record of "operating_points", chosen on five at once
     receivers: int | None = None  # so many of the objects, and the emitters; None: all
