@@ -262,6 +262,8 @@ def figures(record) -> dict:
 
 def matrix_figure(record):
     """Emitters by receivers, ordered by groups of meaning, whose names stand at the side."""
+    import matplotlib.pyplot as plt
+
     from .kit import plots
 
     methods = [run["method"] for run in record.data["runs"]]
@@ -271,10 +273,8 @@ def matrix_figure(record):
     objects, groups = record.data["objects"], record.data["groups"]
     rows = [objects.index(run["emitter"]) for run in record.data["runs"] if run["method"] == method]
     figure, [ax] = plots.panels(1, columns=1, height=1.6 + 5.2 * len(matrix) / len(objects), width=7.4)
-    image = ax.imshow(
-        np.ma.masked_invalid(matrix), cmap="viridis", vmin=0, vmax=100, aspect="auto", interpolation="none"
-    )
-    image.cmap.set_bad("#dddddd")
+    cmap = plt.get_cmap("viridis").with_extremes(bad="#dddddd")
+    image = ax.imshow(np.ma.masked_invalid(matrix), cmap=cmap, vmin=0, vmax=100, aspect="auto", interpolation="none")
     for set_ticks, names in ((ax.set_xticks, groups), (ax.set_yticks, [groups[r] for r in rows])):
         places = {name: [n for n, own in enumerate(names) if own == name] for name in dict.fromkeys(names)}
         large = {name: np.mean(own) for name, own in places.items() if len(own) >= max(2, 0.03 * len(names))}
