@@ -41,6 +41,7 @@ class Benchmark(World):
     eval_templates: dict[str, tuple[str, str | None, str]] = field(default_factory=dict, repr=False)
     style_groups: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     category: ClassVar[str]  # what is erased as unsafe content
+    backgrounds: ClassVar[dict[str, tuple]] = {}  # name -> RGB that `format_prompt` asks for, white first
     open_vocabulary: ClassVar[bool] = False  # whether any text may be erased, not only what the judge knows
     unsafe_guidance: ClassVar[float | None] = None  # guidance scale of unsafe prompts, where it is not `sample`'s
 
