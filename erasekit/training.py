@@ -33,6 +33,9 @@ TRAIN_METHODS = {  # ESD's names -> which of the U-Net's parameters are trained
     "noxattn": lambda name: ".attn2." not in name and not name.startswith(OUTSIDE),
 }
 LATENTS = ("pool", "on_policy")
+# Settings that came later, with the values that leave a method as it was: early files and cached numbers lack them.
+LATER = {"diverse_prompts": False, "anchors": 1, "neutral_share": 0.0, "secret": None}
+LATER |= {"robust_every": 0, "robust_steps": 10}
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class TrainConfig:
     num_trajectories: int | None = None  # of each erased prompt in the pool; None: `trajectories.TRAJECTORIES`
     num_retain_trajectories: int | None = None  # of each retained prompt; None: as many
     trajectory_steps: int | None = None  # latents of each trajectory; None: `trajectories.TRAJECTORIES`
+    diverse_prompts: bool = False  # erase each concept by many contextual prompts, which share its trajectories
     seed: int = 0
 
     def __post_init__(self):
@@ -196,7 +200,7 @@ class Trainer:
         self.world, self.concepts, self.method = world, list(concepts), method
         self.unet, self.device = world.pipe.unet, world.pipe.device
         self.weights: TrainableWeights | None = None  # needed by latents="on_policy"
-        pairs = [(n, pair) for n, concept in enumerate(concepts) for pair in world.prompt_pairs(concept)]
+        pairs = [(n, pair) for n, c in enumerate(concepts) for pair in world.prompt_pairs(c, config.diverse_prompts)]
         retained = [(world.prompt(r) if r else "", "") for r in config.retain]
         self.owner = torch.tensor([n for n, _ in pairs])  # erased prompt -> concept
         self.num_erased, self.num_retained = len(pairs), len(retained)
@@ -205,7 +209,8 @@ class Trainer:
         self.pool = None
         if getattr(config, "latents", "pool") == "pool":
             most = config.trajectories["count"]
-            count = [most] * len(pairs) + [config.num_retain_trajectories or most] * len(retained)
+            self.count = max(1, most * sum(len(world.prompt_pairs(c)) for c in concepts) // len(pairs))
+            count = [self.count] * len(pairs) + [config.num_retain_trajectories or most] * len(retained)
             how = config.trajectories | {"count": count}
             self.pool = make_pool(world, [p for _, p in pairs] + retained, config.seed, **how)
         self.cond = encode(world.pipe, self.prompts)
@@ -326,7 +331,7 @@ class Trainer:
 
 def without_steps(identity: dict) -> dict:
     """The run's identity without `steps`, so that a longer run may resume a shorter one, and what early files lack."""
-    config = {name: value for name, value in identity["config"].items() if name != "steps"}
+    config = LATER | {name: value for name, value in identity["config"].items() if name != "steps"}
     return identity | {"bf16": None, "noise": None, "config": config}
 
 

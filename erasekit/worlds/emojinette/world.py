@@ -16,7 +16,7 @@ from ...checkpoints import seeded
 from ...provenance import bundled_hash
 from ..benchmark import Benchmark, Synonyms
 from . import groups, judges, oracles, words
-from .art import Art, load_art
+from .art import BACKGROUNDS, Art, load_art
 
 NAME = "emojinette"
 EVAL_TEMPLATES = {
@@ -189,5 +189,5 @@ def load(device: str, precision: str, without: str | Sequence[str] = (), seed: i
         group: tuple(e.name for e in words.OBJECTS.values() if e.group == group) for group in ("emojinette", "other")
     }
     about = {"groups": everything | {"classes": everything["emojinette"]} | groups.named_groups()}
-    about |= {"neighbours": groups.NEIGHBOURS, "eval_templates": EVAL_TEMPLATES}
+    about |= {"neighbours": groups.NEIGHBOURS, "eval_templates": EVAL_TEMPLATES, "backgrounds": tuple(BACKGROUNDS)}
     return Emojinette(pipe.to(device), name, styles=words.STYLE_NAMES, precision=precision, **about)
