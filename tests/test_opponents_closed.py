@@ -276,7 +276,7 @@ def test_contexts_take_turns_with_words_and_styles_with_objects(small, monkeypat
     prompts = ["a church", "an church on a red background", "chapel in the style of noto on a blue background"]
     assert world.prompt_pairs("church", True) == [(prompt, "") for prompt in prompts]
     assert world.prompt_pairs("church") == [("a picture of a church", "")]
-    monkeypatch.setattr(type(small), "anchor", lambda self, concept: "dog")
+    monkeypatch.setattr(type(small), "anchor", lambda self, concept, rank=0: "dog")
     assert world.anchor_prompts("church", True)[2] == "dog in the style of noto on a blue background"
     assert world.anchor_prompts("church") == ["a picture of a dog"]
     ids = token_ids(world.pipe, "a picture of a dog")
