@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from erasekit.worlds.emojinette2 import fit, groups, judges, networks, oracles, pictures, text, train, unet, vae, words
-from erasekit.worlds.emojinette2.art import load_art
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from erasekit import paths, provenance
 from erasekit.sampling import sample
 from erasekit.worlds import load
+from erasekit.worlds.emojinette2 import fit, groups, judges, networks, oracles, pictures, text, train, unet, vae, words
+from erasekit.worlds.emojinette2.art import load_art
 
 SD = paths.MODELS / "emojinette2-sd"
 OBJECTS = list(words.OBJECTS)

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from erasekit.worlds.emojinette2 import networks, oracles
 
 from erasekit import paths, sampling
 from erasekit.artifacts import Erasure
@@ -29,6 +28,7 @@ from erasekit.studies.kit.cache import cached, earlier_parts, settings_dict
 from erasekit.studies.operating_points import METHOD_NAMES, RECENT
 from erasekit.worlds import load
 from erasekit.worlds.benchmark import Benchmark, Synonyms
+from erasekit.worlds.emojinette2 import networks, oracles
 
 PROMPTS = [(f"a {label}", label, seed) for seed in (0, 1) for label in ("church", "dog")] + [("a fish", "fish", 2)]
 

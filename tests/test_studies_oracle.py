@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from erasekit.worlds.emojinette2 import words
 
 from erasekit import paths
 from erasekit.evaluation.intervals import wilson
@@ -16,6 +15,7 @@ from erasekit.studies import oracle
 from erasekit.studies.kit.attack_sweep import TUNING_SEED
 from erasekit.studies.kit.plots import style_sheet
 from erasekit.worlds import load
+from erasekit.worlds.emojinette2 import words
 
 FULL = oracle.PRESETS["full"]
 
