@@ -25,7 +25,7 @@ class Benchmark(World):
     `groups`: group -> concepts. Every benchmark has "classes" (the ten that are reported), "S1" to "S4" (what is erased of
     them at once), "retained", "tuning", "tuning kept" and "all". `neighbours`: class -> the objects most similar to it.
     `eval_templates`: name -> (template, style, background) of wordings that no method trains on. `style_groups`: group ->
-    styles beyond the judge's own. `backgrounds`: colours that prompts may ask for, if any.
+    styles beyond the judge's own.
 
     Subclasses add `judge` (a module with `objects`, `styles` and `features` that returns object and style logits of images
     (B, 3, H, W) in [-1, 1]), `clip` (an open_clip model and its tokeniser), and:
@@ -40,7 +40,6 @@ class Benchmark(World):
     neighbours: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     eval_templates: dict[str, tuple[str, str | None, str]] = field(default_factory=dict, repr=False)
     style_groups: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
-    backgrounds: tuple[str, ...] = ()
     category: ClassVar[str]  # what is erased as unsafe content
     backgrounds: ClassVar[dict[str, tuple]] = {}  # name -> RGB that `format_prompt` asks for, white first
     open_vocabulary: ClassVar[bool] = False  # whether any text may be erased, not only what the judge knows

@@ -190,5 +190,5 @@ def load(device: str, precision: str, without: str | Sequence[str] = (), seed: i
         group: tuple(e.name for e in words.OBJECTS.values() if e.group == group) for group in ("emojinette", "other")
     }
     about = {"groups": everything | {"classes": everything["emojinette"]} | groups.named_groups()}
-    about |= {"neighbours": groups.NEIGHBOURS, "eval_templates": EVAL_TEMPLATES, "backgrounds": tuple(BACKGROUNDS)}
+    about |= {"neighbours": groups.NEIGHBOURS, "eval_templates": EVAL_TEMPLATES}
     return Emojinette(pipe.to(device), name, styles=words.STYLE_NAMES, precision=precision, **about)
