@@ -11,6 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+# Settings that came later, with the values that leave a method as it was: early files and cached numbers lack them.
+LATER = {"diverse_prompts": False, "anchors": 1, "neutral_share": 0.0, "secret": None}
+LATER |= {"robust_every": 0, "robust_steps": 10}
+
 
 def seeded(*parts) -> torch.Generator:
     """A CPU generator whose stream depends on `parts` alone, so that step n draws the same after any interruption."""

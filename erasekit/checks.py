@@ -5,7 +5,8 @@ import numbers
 from dataclasses import fields
 from typing import get_args
 
-LEAST = {"transfer_steps": 0, "inner": 0, "rounds": 0, "seed": -math.inf}  # of whole numbers; 1 for all others
+LEAST = {"transfer_steps": 0, "inner": 0, "rounds": 0, "robust_every": 0, "robust_steps": 0}
+LEAST |= {"seed": -math.inf, "secret": -math.inf}  # of whole numbers; 1 for all others
 LEAST_REAL = {"eta": -1}  # at -1 the target is the concept itself; 0 for all others
 POSITIVE = ("lr", "temperature", "rho")  # endings of names of real numbers that must be above 0
 

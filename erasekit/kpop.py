@@ -14,6 +14,7 @@ from .checkpoints import seeded
 from .checks import as_texts, check_choice, check_type
 from .conditioning import encode
 from .mechanisms import CHOICES, PromptNetwork, PromptTensors
+from .robust import Adversary
 from .training import Batch, LatentConfig, TrainableWeights, Trainer, optimizer_step
 from .trajectories import make_pool
 from .world import World, as_world
@@ -34,12 +35,17 @@ class KPOP(LatentConfig):
     mechanism: str = "shared"  # how the prompt enters, see `mechanisms`; "network": one network makes all prompts
     train_keys_for: tuple[str, ...] = ()  # concepts whose prompts are trained; () for all
     target: str = "neutral"  # of removal: "neutral", the paper's, or "anchor", a retained concept as in CA (2303.13516)
+    anchors: int = 1  # the nearest retained concepts, of which each sample draws one
+    neutral_share: float = 0.0  # of samples that take the neutral target in place of an anchor's
     eta: float = 1.0  # how far beyond the target, away from the concept
     lam: float = 1.0  # weight of the prompted term in removal (lambda; b in the adversarial reading)
     transfer_steps: int = 1  # prompt updates before each model update
     # "alternating", the paper's, or "joint": one prompted pass serves both stages, and prompts and model update together.
     schedule: str = "alternating"
     prompt_lr: float = 3e-2
+    secret: int | None = None  # seed of the keys' random start, in place of the concepts' tokens; never saved with them
+    robust_every: int = 0  # steps between searches for keys and words that are erased too, see `robust`; 0: none
+    robust_steps: int = 10  # of each search
 
     def __post_init__(self):
         super().__post_init__()
@@ -51,6 +57,12 @@ class KPOP(LatentConfig):
         check_choice("schedule", self.schedule, SCHEDULES)
         if self.retain_prompt and not self.retain:
             raise ValueError("retain_prompt=True is not possible with retain=(): name what is retained")
+        if self.target != "anchor" and (self.anchors, self.neutral_share) != (1, 0):
+            raise ValueError(f"anchors={self.anchors}, neutral_share={self.neutral_share} need target='anchor'")
+        if self.neutral_share > 1:
+            raise ValueError(f"neutral_share={self.neutral_share} is not possible: it is a share, from 0 to 1")
+        if self.secret is not None and self.mechanism == "added":
+            raise ValueError("secret is not possible with mechanism='added', whose prompts start from zero")
         joint_fits = self.prompted_target == "concept" and self.transfer_steps == 1 and self.lam > 0
         if self.schedule == "joint" and not joint_fits:
             raise ValueError(
@@ -83,7 +95,8 @@ def kpop(
     check_type("rehearse", rehearse := rehearse or {}, dict, "erasure.keys")
     for key in rehearse.values():
         check_key(world.pipe.unet, key)
-    others = [prompt for c in concepts for prompt in world.anchor_prompts(c)] if config.target == "anchor" else []
+    anchored, diverse = concepts if config.target == "anchor" else [], config.diverse_prompts
+    others = [p for rank in range(config.anchors) for c in anchored for p in world.anchor_prompts(c, diverse, rank)]
     trainer = Trainer(world, concepts, config, "kpop")
     config = trainer.config
     prompts = make_prompts(trainer)
@@ -99,6 +112,7 @@ def kpop(
         trainer.weights, theta = w, w.parameters
         model_adam = torch.optim.Adam(theta.values(), lr=config.lr)
         prompt_adam = torch.optim.Adam(prompts.parameters.values(), lr=config.prompt_lr)
+        adversary = Adversary(trainer, state) if config.robust_every else None
 
         def owner(b: Batch) -> Tensor:
             return trainer.owner[b.index[: b.n]].to(trainer.device)
@@ -121,15 +135,22 @@ def kpop(
             error = losses.retain(prompted(b, retained=True), b.eps[b.n :]) if config.retain_prompt else 0.0
             return (b.weight[b.n :] * error).sum() / b.n
 
-        def target(b: Batch) -> Tensor:
+        def target(b: Batch, n: int) -> Tensor:
             if config.target == "neutral":
                 return trainer.target(b, config.eta)
+            generator = seeded("anchor", config.seed, n)
+            which = trainer.num_erased * torch.randint(config.anchors, (b.n,), generator=generator) + b.index[: b.n]
             with w.frozen():
-                eps_a = predict(b.z[: b.n], b.t[: b.n], anchors[b.index[: b.n].to(trainer.device)])
+                eps_a = predict(b.z[: b.n], b.t[: b.n], anchors[which.to(trainer.device)])
+            neutral = (torch.rand(b.n, generator=generator) < config.neutral_share).to(trainer.device)
+            eps_a = torch.where(neutral[:, None, None, None], b.eps_null[: b.n], eps_a)
             return losses.neutral_target(b.eps[: b.n], eps_a, config.eta)
 
         def step(n: int) -> dict[str, float]:
             values = {}
+            searched = config.robust_every and n // config.robust_every
+            if searched and n % config.robust_every == 0:
+                adversary.search(n)
             # A trajectory that was sampled for this step alone serves both stages.
             shared = trainer.batch("removal", n) if config.latents == "on_policy" else None
             # Stage 1, knowledge transfer: the prompts learn to make theta' predict the concept.
@@ -141,13 +162,16 @@ def kpop(
 
             # Stage 2, knowledge removal: without a prompt theta' predicts the target, and what is retained stays.
             b = shared or trainer.batch("removal", n)
-            y, weight = target(b), b.weight[: b.n]
+            y, weight = target(b, n), b.weight[: b.n]
             plain = predict(b.z, b.t, b.cond)
             goal = losses.prompted_target(config.prompted_target, b.eps[: b.n], y)
             l_removal = (weight * losses.removal(plain[: b.n], y)).mean()
             l_prompted = mean_over_keys(b, weight * losses.squared_error(prompted(b), goal))
             l_retain = trainer.retain_loss(plain, b) + retained_prompted(b)
             loss = l_removal + config.lam * l_prompted + config.retain_weight * l_retain
+            if searched:
+                loss = loss + (l_robust := adversary.loss(b, y, n))
+                values["robust"] = l_robust.item()
             if old_keys:
                 loss = loss + config.lam * (l_old := old_keys.loss(state, n))
                 values["rehearsal"] = l_old.item()
@@ -161,22 +185,34 @@ def kpop(
             return values | {"removal": l_removal.item(), "retain": l_retain.item()}
 
         trainables = {"theta": (theta, model_adam), "prompts": (prompts.parameters, prompt_adam)}
+        if adversary:  # not trained by `fit`, but part of what resumes
+            trainables["found"] = adversary.found, torch.optim.SGD(adversary.found.values())
         history = trainer.fit(step, trainables, checkpoint, progress)
         delta = w.delta()
     keys = {c: detached(prompts.prompt(n)) for n, c in enumerate(concepts)}
     erasure = trainer.erasure(history, delta=delta, keys=keys)
     erasure.info["moved"] = erasure.moved(world)
+    if config.secret is not None:
+        erasure.info["config"] = erasure.info["config"] | {"secret": "withheld"}
     return erasure
 
 
 def make_prompts(trainer: Trainer) -> PromptTensors | PromptNetwork:
-    """The trainable prompts, one per concept, starting from the concept's own token embeddings."""
+    """The trainable prompts, one per concept, starting from the concept's own token embeddings, or from the secret."""
     config, unet = trainer.config, trainer.unet
     tokens = [trainer.world.concept_tokens(c).float().to(trainer.device) for c in trainer.concepts]
+    if config.secret is not None:
+        tokens = [secret_tokens(own, config.m, config.secret, c) for own, c in zip(tokens, trainer.concepts)]
     tokens += trainer.cond.tokens[trainer.num_erased :][: config.retain_prompt].float()  # the retain prompt's, the last
     if config.mechanism == "network":
         return PromptNetwork(unet, config.layers, tokens, config.m, config.seed)
     return PromptTensors(unet, config.mechanism, config.layers, tokens, config.m, trainer.cond.tokens.shape[1])
+
+
+def secret_tokens(tokens: Tensor, m: int, secret: int, concept: str) -> Tensor:
+    """Gaussian tokens (m, d_ctx) with the mean and standard deviation of a concept's own (n, d_ctx)."""
+    noise = torch.randn((m, tokens.shape[1]), generator=seeded("secret", secret, concept))
+    return tokens.mean() + tokens.std() * noise.to(tokens)
 
 
 def detached(prompt: Prompt) -> Prompt:

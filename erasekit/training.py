@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from . import losses
 from .artifacts import Erasure
 from .attention import one_thread
-from .checkpoints import optimizer_state, read_tensors, restore_optimizer, seeded, write_tensors
+from .checkpoints import LATER, optimizer_state, read_tensors, restore_optimizer, seeded, write_tensors
 from .checks import as_texts, check_choice, check_concepts, check_numbers, check_unet
 from .conditioning import Conditioning, encode, predict_noise
 from .provenance import provenance
@@ -52,6 +52,7 @@ class TrainConfig:
     num_trajectories: int | None = None  # of each erased prompt in the pool; None: `trajectories.TRAJECTORIES`
     num_retain_trajectories: int | None = None  # of each retained prompt; None: as many
     trajectory_steps: int | None = None  # latents of each trajectory; None: `trajectories.TRAJECTORIES`
+    diverse_prompts: bool = False  # erase each concept by many contextual prompts, which share its trajectories
     seed: int = 0
 
     def __post_init__(self):
@@ -196,18 +197,17 @@ class Trainer:
         self.world, self.concepts, self.method = world, list(concepts), method
         self.unet, self.device = world.pipe.unet, world.pipe.device
         self.weights: TrainableWeights | None = None  # needed by latents="on_policy"
-        pairs = [(n, pair) for n, concept in enumerate(concepts) for pair in world.prompt_pairs(concept)]
+        pairs = [(n, pair) for n, c in enumerate(concepts) for pair in world.prompt_pairs(c, config.diverse_prompts)]
         retained = [(world.prompt(r) if r else "", "") for r in config.retain]
         self.owner = torch.tensor([n for n, _ in pairs])  # erased prompt -> concept
-        self.num_erased, self.num_retained = len(pairs), len(retained)
-        self.prompts = [prompt for _, (prompt, _) in pairs] + [prompt for prompt, _ in retained]
-        self.neutral_prompts = [neutral for _, (_, neutral) in pairs]
-        self.pool = None
+        self.num_erased, self.num_retained, self.pool = len(pairs), len(retained), None
+        asked = [pair for _, pair in pairs] + retained
+        self.prompts, self.neutral_prompts = [p for p, _ in asked], [neutral for _, (_, neutral) in pairs]
         if getattr(config, "latents", "pool") == "pool":
-            most = config.trajectories["count"]
-            count = [most] * len(pairs) + [config.num_retain_trajectories or most] * len(retained)
-            how = config.trajectories | {"count": count}
-            self.pool = make_pool(world, [p for _, p in pairs] + retained, config.seed, **how)
+            most, single = config.trajectories["count"], sum(len(world.prompt_pairs(c)) for c in concepts)
+            self.count = max(1, most * single // len(pairs))  # of each of `diverse_prompts`, which share a concept's
+            count = [self.count] * len(pairs) + [config.num_retain_trajectories or most] * len(retained)
+            self.pool = make_pool(world, asked, config.seed, **config.trajectories | {"count": count})
         self.cond = encode(world.pipe, self.prompts)
         self.alphas = world.pipe.scheduler.alphas_cumprod.to(self.device)
         self.began = time.time()
@@ -326,7 +326,7 @@ class Trainer:
 
 def without_steps(identity: dict) -> dict:
     """The run's identity without `steps`, so that a longer run may resume a shorter one, and what early files lack."""
-    config = {name: value for name, value in identity["config"].items() if name != "steps"}
+    config = LATER | identity["config"] | {"steps": None}
     return identity | {"bf16": None, "noise": None, "config": config}
 
 

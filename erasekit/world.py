@@ -19,6 +19,11 @@ from .provenance import fingerprint
 from .sampling import check_pipe, noise_schedule
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+SCENES = "in a park, on a beach, at night, in the snow, on a table, in a city street, in a forest, by a lake, in a room"
+SCENES += ", under a clear sky"
+CONTEXTS = tuple(
+    (f"{kind} of a {{}} {s}", None, "white") for s in SCENES.split(", ") for kind in ("a photo", "a drawing")
+)
 
 
 @dataclass
@@ -28,7 +33,7 @@ class World:
     Nothing but the pipeline is needed, and it may be changed between calls: hashes are those of its parts as they are now.
     `template` asks for a concept, `train_templates` are the wordings methods train on. `retained`: concepts whose prediction
     may be kept while training, which anchors are taken from too. `styles`: concepts that are styles. `precision`: of training
-    and sampling, "fp32", "bf16" or "fp16".
+    and sampling, "fp32", "bf16" or "fp16". `contexts`: (template, style, background) of each of the `diverse_prompts`.
     """
 
     pipe: DiffusionPipeline
@@ -38,6 +43,7 @@ class World:
     retained: tuple[str, ...] = ()
     styles: tuple[str, ...] = ()
     precision: str = "fp32"
+    contexts: tuple[tuple[str, str | None, str], ...] = field(default=CONTEXTS, repr=False)
     trajectories: dict = field(default_factory=dict, repr=False)  # cache of trajectories.make_pool
     parent: "World | None" = field(default=None, repr=False)  # the world an erasure was applied to, see `with_erasure`
     chain: tuple[dict, ...] = field(default=(), repr=False)  # the erasures that lead here from `root`, in order
@@ -158,15 +164,27 @@ class World:
         text = template.format(concept) + (f" in the style of {style}" if style else "")
         return text + (f" on a {background} background" if background != "white" else "")
 
-    def prompt_pairs(self, concept: str) -> list[tuple[str, str]]:
+    def words(self, concept: str) -> tuple[str, ...]:
+        """The words for a concept that `contexts` are filled with."""
+        return (concept,)
+
+    def forms(self, concept: str, diverse: bool) -> list[tuple[str, str, str | None, str]]:
+        """(word, template, style, background) of each of `prompt_pairs`; the word stands for the concept, or a style's object."""
+        words = self.retained if self.is_style(concept) else self.words(concept) if diverse else (concept,)
+        contexts = self.contexts if diverse else ((self.template, None, "white"),)
+        return [(word, *c) for n, word in enumerate(words) for c in contexts[n :: len(words)] or contexts[:1]]
+
+    def prompt_pairs(self, concept: str, diverse: bool = False) -> list[tuple[str, str]]:
         """The prompts a concept is erased by, each with the prompt it is erased towards.
 
         An object or a category: its prompt, towards "". A style: retained objects in that style, towards the same objects in
-        no style, so that the style goes and the object stays.
+        no style, so that the style goes and the object stays. `diverse`: in many contexts instead of the world's template, and
+        by all its words (Diversified Unlearning, arXiv 2603.18767; published: prompts by a language model).
         """
+        forms = self.forms(concept, diverse)
         if not self.is_style(concept):
-            return [(self.prompt(concept), "")]
-        return [(self.prompt(o, concept), self.prompt(o)) for o in self.retained]
+            return [(self.format_prompt(t, word, style, ground), "") for word, t, style, ground in forms]
+        return [(self.format_prompt(t, o, concept, g), self.format_prompt(t, o, None, g)) for o, t, _, g in forms]
 
     def paraphrases(self, concept: str) -> list[tuple[str, str]]:
         """`prompt_pairs` in all training templates, for methods that edit by text alone."""
@@ -174,17 +192,24 @@ class World:
             return [(self.format_prompt(t, concept), "") for t in self.train_templates]
         return self.prompt_pairs(concept)
 
-    def anchor(self, concept: str) -> str:
-        """The retained concept whose prompt is nearest in the text encoder, by cosine. Raises ValueError without any."""
-        if not (candidates := [o for o in self.retained if o != concept]):
-            raise ValueError(f"{concept!r} needs another concept as its anchor: give the world some, retained=[...]")
+    def anchor(self, concept: str, rank: int = 0) -> str:
+        """The retained concept whose prompt is nearest in the text encoder, by cosine; of `rank` 1 the next, and so on.
+
+        Raises ValueError without so many.
+        """
+        if len(candidates := [o for o in self.retained if o != concept]) <= rank:
+            wanted = "another concept as its anchor" if rank == 0 else f"{rank + 1} other concepts as its anchors"
+            raise ValueError(f"{concept!r} needs {wanted}: give the world some, retained=[...]")
         own, *others = token_embeddings(self.pipe, [self.prompt(concept), *map(self.prompt, candidates)])
         own, others = own.float().flatten(), torch.stack(others).float().flatten(1)
-        return candidates[int(torch.cosine_similarity(others, own[None]).argmax())]
+        return candidates[int(torch.cosine_similarity(others, own[None]).argsort(descending=True, stable=True)[rank])]
 
-    def anchor_prompts(self, concept: str) -> list[str]:
+    def anchor_prompts(self, concept: str, diverse: bool = False, rank: int = 0) -> list[str]:
         """For each of its prompt pairs: the prompt of the anchor, or of the same object in no style."""
-        return [neutral or self.prompt(self.anchor(concept)) for _, neutral in self.prompt_pairs(concept)]
+        if self.is_style(concept):
+            return [neutral for _, neutral in self.prompt_pairs(concept, diverse)]
+        anchor = self.anchor(concept, rank)
+        return [self.format_prompt(t, anchor, style, ground) for _, t, style, ground in self.forms(concept, diverse)]
 
     def concept_tokens(self, concept: str) -> torch.Tensor:
         """Text encoder outputs (n, d_ctx) at the concept's own tokens, where a learnable prompt starts from."""

@@ -74,7 +74,7 @@ def test_there_is_no_cycle():
 def test_sizes():
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
     assert [path.name for path, count in lines.items() if count > 350] == []
-    assert sum(count for path, count in lines.items() if path.parent == PACKAGE) <= 2520
+    assert sum(count for path, count in lines.items() if path.parent == PACKAGE) <= 2780
     methods = {path: count for path, count in lines.items() if path.parent == PACKAGE / "baselines"}
     assert [path.name for path, count in methods.items() if count > 130] == []
     # Methods are bounded one by one; a bundled world is data and recipe, which no one need read to use the package.

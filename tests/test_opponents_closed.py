@@ -1,18 +1,21 @@
-"""SPEED, OCE and AdaVD: identities, and closed forms against independent derivations."""
+"""SPEED, OCE, AdaVD and diverse prompts: identities, and closed forms against independent derivations."""
 
 import copy
 
 import pytest
 import torch
 
-from erasekit.baselines import erase, method_config
+from erasekit.baselines import METHODS, erase, method_config
 from erasekit.baselines.adavd import ValueDecomposer
+from erasekit.baselines.masks import concept_positions
 from erasekit.baselines.oce import nearest_rotation, span
 from erasekit.baselines.speed import SPEED, constrained_edit, fixed_vectors, null_space, retained_last_words
 from erasekit.baselines.uce import concept_vectors, edit_vectors, value_weights
 from erasekit.checkpoints import seeded
 from erasekit.conditioning import token_embeddings, token_ids
 from erasekit.pipelines import files
+from erasekit.training import TrainConfig, Trainer
+from erasekit.world import CONTEXTS
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +240,63 @@ def test_adavd_of_height_zero_is_the_base_and_acts_in_a_pipeline_s_own_call(smal
         with other.applied(small):
             assert torch.equal(images(small.pipe), base) == same
     assert not files.is_plain(erasure), "so there is nothing to export"
+
+
+# --------------------------------------------------------------------------------------------------------- diverse prompts
+
+SHORT = {"steps": 2, "batch_size": 2, "retain": ("fish", ""), "num_trajectories": 4, "trajectory_steps": 3}
+TRAINED = [name for name, entry in METHODS.items() if issubclass(entry.config, TrainConfig)]
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_one_prompt_is_the_method_and_many_are_another_training(small, method):
+    small = copy.copy(small)
+    small.train_templates = (small.template,)  # MACE's sentences, and STEREO's anchors
+    one, many = copy.copy(small), copy.copy(small)
+    one.contexts = ((small.template, None, "white"),)
+    many.contexts = (*one.contexts, ("a picture of a {}", "noto", "white"), ("a {}", None, "white"))
+    own = {"rounds": 1, "round_steps": 1, "inner": 1}  # of those that search
+    own = {n: v for n, v in own.items() if n in METHODS[method].config.__dataclass_fields__}
+    plain, same = (erased(w, method, diverse_prompts=d, **SHORT | own) for w, d in ((small, False), (one, True)))
+    assert plain.digest() == same.digest() and plain.info["history"] == same.info["history"]
+    assert erased(many, method, diverse_prompts=True, **SHORT | own).digest() != plain.digest()
+
+
+def test_contexts_take_turns_with_words_and_styles_with_objects(small, monkeypatch):
+    world = copy.copy(small)
+    assert world.prompt_pairs("church", True)[2] == ("a photo of a church on a beach", "")
+    assert len(set(world.prompt_pairs("church", True))) == len(CONTEXTS) == 20
+    world.contexts = (("a {}", None, "white"), ("{}", "noto", "blue"), ("an {}", None, "red"))
+    assert world.prompt_pairs("noto", True) == [
+        ("a fish in the style of noto", "a fish"),
+        ("an fish in the style of noto on a red background", "an fish on a red background"),
+        ("dog in the style of noto on a blue background", "dog on a blue background"),
+    ]
+    monkeypatch.setattr(type(small), "words", lambda self, concept: (concept, "chapel"))
+    prompts = ["a church", "an church on a red background", "chapel in the style of noto on a blue background"]
+    assert world.prompt_pairs("church", True) == [(prompt, "") for prompt in prompts]
+    assert world.prompt_pairs("church") == [("a picture of a church", "")]
+    monkeypatch.setattr(type(small), "anchor", lambda self, concept, rank=0: "dog")
+    assert world.anchor_prompts("church", True)[2] == "dog in the style of noto on a blue background"
+    assert world.anchor_prompts("church") == ["a picture of a dog"]
+    ids = token_ids(world.pipe, "a picture of a dog")
+    assert concept_positions(world.pipe, "a picture of a dog", "church", "dog") == [len(ids) - 2]
+
+
+def test_diverse_prompts_share_a_concept_s_trajectories(small):
+    config = method_config("esd-x", **SHORT | {"num_retain_trajectories": 2}, diverse_prompts=True)
+    world = copy.copy(small)
+    world.contexts, world.trajectories = CONTEXTS[:2], {}
+    Trainer(world, ["church"], config, "esd")
+    assert sorted(len(parts[0]) for parts in world.trajectories.values()) == [2, 2, 2, 2]
+    world.contexts = CONTEXTS[:8]
+    assert Trainer(world, ["church"], config, "esd").count == 1
+
+
+def test_the_bundled_world_s_contexts_are_distinct_and_leave_evaluation_its_own(world):
+    assert len(set(world.contexts)) == len(CONTEXTS)
+    for template, style, background in world.eval_templates.values():
+        assert not any(template == t and t not in world.train_templates for t, _, _ in world.contexts)
+        assert not any(
+            (style and s == style) or (background != "white" and b == background) for _, s, b in world.contexts
+        )

@@ -32,10 +32,12 @@ def ca(world, concepts: list[str], config: CA | None = None, checkpoint=None, pr
 
     The teacher is the trained model itself, as published. Anchor images are the pool's; no random crops, so no mask.
     """
-    anchors = [prompt for c in concepts for prompt in world.anchor_prompts(c)]
-    trainer = Trainer(world, concepts, config or CA(), "ca")
+    config = config or CA()
+    anchors = [prompt for c in concepts for prompt in world.anchor_prompts(c, config.diverse_prompts)]
+    trainer = Trainer(world, concepts, config, "ca")
     config = trainer.config
-    images = make_pool(world, [(anchor, "") for anchor in anchors], config.seed, **config.trajectories).clean
+    how = config.trajectories | {"count": trainer.count}
+    images = make_pool(world, [(anchor, "") for anchor in anchors], config.seed, **how).clean
     anchor_cond = encode(world.pipe, anchors)
     with TrainableWeights(trainer.unet, config.train_method).training() as w, start_token_detached(trainer.unet):
         theta = w.parameters

@@ -36,8 +36,9 @@ def mace(world, concepts: list[str], config: MACE | None = None, checkpoint=None
     Masks are thresholded attention maps in place of Grounded-SAM, for styles too, which the paper does not mask. Stage 2 trains
     all concepts' LoRAs in one run, each sample its own, on latents of the pool at their own time steps.
     """
-    pairs = [sentence_pairs(world, concept) for concept in concepts]
-    trainer = Trainer(world, concepts, config or MACE(), "mace")
+    config = config or MACE()
+    pairs = [sentence_pairs(world, concept, config.diverse_prompts) for concept in concepts]
+    trainer = Trainer(world, concepts, config, "mace")
     config = trainer.config
     pipe, unet = world.pipe, trainer.unet
     original, P = key_value_weights(unet), retained_vectors(world, config.retain)
@@ -55,7 +56,7 @@ def mace(world, concepts: list[str], config: MACE | None = None, checkpoint=None
     tensors = trainable(new_low_rank(layers, len(concepts), seeded("mace", config.seed)), trainer.device)
     adapter, optimizer = LowRank(tensors), torch.optim.AdamW(tensors.values(), lr=config.lr)
     owners = zip(trainer.prompts, trainer.owner.tolist())
-    positions = [concept_positions(pipe, prompt, concepts[owner]) for prompt, owner in owners]
+    positions = [concept_positions(pipe, prompt, *world.words(concepts[owner])) for prompt, owner in owners]
     ends = [len(token_ids(pipe, prompt)) - 1 for prompt in trainer.prompts]
 
     def step(n: int) -> dict[str, float]:
@@ -93,10 +94,11 @@ def mace(world, concepts: list[str], config: MACE | None = None, checkpoint=None
     return trainer.erasure(history, delta=to_delta(weights))
 
 
-def sentence_pairs(world, concept: str) -> list[tuple[str, str]]:
+def sentence_pairs(world, concept: str, diverse: bool = False) -> list[tuple[str, str]]:
     """Sentences with the concept, and the same without it (an object becomes its anchor, a style is left out)."""
-    if world.is_style(concept):
-        return world.prompt_pairs(concept)
+    if world.is_style(concept) or diverse:
+        prompts = [prompt for prompt, _ in world.prompt_pairs(concept, diverse)]
+        return list(zip(prompts, world.anchor_prompts(concept, diverse)))
     anchor = world.anchor(concept)
     return [(world.format_prompt(t, concept), world.format_prompt(t, anchor)) for t in world.train_templates]
 

@@ -26,11 +26,12 @@ def resized(mask: Tensor, pixels: int) -> Tensor:
     return F.interpolate(mask[:, None], (side, side), mode="nearest").flatten(1)
 
 
-def concept_positions(pipe, prompt: str, concept: str) -> list[int]:
-    """Token positions of a concept's words in a prompt. Raises ValueError if the prompt does not contain them."""
-    ids, wanted = (token_ids(pipe, x) for x in (prompt, concept))
-    wanted = wanted[1:-1]  # without start and end
-    for start in range(len(ids) - len(wanted)):
-        if ids[start : start + len(wanted)] == wanted:
-            return list(range(start, start + len(wanted)))
-    raise ValueError(f"the prompt {prompt!r} does not contain {concept!r}")
+def concept_positions(pipe, prompt: str, *words: str) -> list[int]:
+    """Token positions in a prompt of the first of a concept's words that it contains. Raises ValueError if it has none."""
+    ids = token_ids(pipe, prompt)
+    for word in words:
+        wanted = token_ids(pipe, word)[1:-1]  # without start and end
+        for start in range(len(ids) - len(wanted)):
+            if ids[start : start + len(wanted)] == wanted:
+                return list(range(start, start + len(wanted)))
+    raise ValueError(f"the prompt {prompt!r} does not contain {words[0]!r}")

@@ -51,7 +51,7 @@ def receler(world, concepts: list[str], config: Receler | None = None, checkpoin
     adapter, optimizer = Eraser(tensors), torch.optim.Adam(tensors.values(), lr=config.lr)
     inner_optimizer = torch.optim.Adam([a], lr=config.inner_lr, weight_decay=config.inner_lr)
     owners = zip(trainer.prompts, trainer.owner.tolist())
-    positions = [concept_positions(world.pipe, prompt, concepts[owner]) for prompt, owner in owners]
+    positions = [concept_positions(world.pipe, prompt, *world.words(concepts[owner])) for prompt, owner in owners]
 
     def attacked(b) -> Conditioning:
         """The erased prompts with the adversary's vectors written in after the concept's words."""

@@ -9,9 +9,9 @@ from .. import losses
 from ..artifacts import Erasure
 from ..checkpoints import seeded
 from ..conditioning import Conditioning, encode, encode_with_grad, token_ids
+from ..tokens import add_tokens, embedding_table, placeholder_tokens
 from ..training import TrainableWeights, Trainer, WeightConfig, optimizer_step
 from .registry import RATES, method
-from .tokens import add_tokens, embedding_table, placeholder_tokens
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,9 @@ def invert(trainer: Trainer, r: int) -> Conditioning:
     """
     pipe, config, table = trainer.world.pipe, trainer.config, embedding_table(trainer.world.pipe)
     names = placeholder_tokens(len(trainer.concepts)).split()
-    prompts = [p.replace(trainer.concepts[c], names[c]) for p, c in zip(trainer.prompts, trainer.owner.tolist())]
+    words_of = [trainer.world.words(concept) for concept in trainer.concepts]
+    owned = zip(trainer.prompts, trainer.owner.tolist())
+    prompts = [p.replace(next((w for w in words_of[c] if w in p), words_of[c][0]), names[c]) for p, c in owned]
     start = [table[token_ids(pipe, concept)[1:-1]].mean(0) for concept in trainer.concepts]
     vectors = torch.nn.Parameter(torch.stack(start))
     optimizer = torch.optim.Adam([vectors], lr=config.word_lr)

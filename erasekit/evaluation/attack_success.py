@@ -5,8 +5,8 @@ from torch import Tensor
 
 from ..artifacts import Erasure
 from ..attention import Prompt
-from ..baselines.tokens import add_tokens, placeholder_tokens
 from ..sampling import sample
+from ..tokens import add_tokens, placeholder_tokens
 from .attacks import hard_prompt_search, optimize_key, textual_inversion
 from .images import sample_images
 from .metrics import object_correct, percent, style_correct

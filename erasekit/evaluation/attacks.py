@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ..attention import Prompt, augment, initial_prompt
-from ..baselines.tokens import add_tokens, embedding_table, placeholder_tokens, text_encoders
 from ..checkpoints import seeded
 from ..conditioning import encode, encode_with_grad, predict_noise
 from ..sampling import guidance_for
+from ..tokens import add_tokens, embedding_table, placeholder_tokens, text_encoders
 from ..training import gradients_off, optimizer_step
 
 

@@ -36,3 +36,13 @@ def bootstrap(groups: Sequence[np.ndarray], images: int) -> tuple[float, float]:
     low, high = 100 * np.quantile(means, (0.025, 0.975))
     least, most = wilson(100 * float(np.mean([np.mean(rates) / 100 for rates in groups])), count)
     return float(min(low, least)), float(max(high, most))
+
+
+def bootstrap_mean(values: Sequence[float]) -> tuple[float, float]:
+    """Of the mean of any values, one a unit, by drawing units with replacement; of a single one, from -inf to inf."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return -np.inf, np.inf
+    draws = np.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))
+    low, high = np.quantile(values[draws].mean(1), (0.025, 0.975))
+    return float(low), float(high)

@@ -47,8 +47,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     points = {"kpop": s.operating_point or operating_points().get("kpop")}
     require_operating_points(points, "kpop")
     point, prompt_lrs = points["kpop"], tuned_prompt_lrs() if s.prompt_lrs is None else s.prompt_lrs
-    rest = world.unseen_classes("classes")
-    candidates, kept = (*world.concepts("classes"), *rest[::2]), rest[1::2]
+    candidates, kept = candidates_and_kept(world)
     counts = [n for n in s.counts if n <= len(candidates)]  # smaller worlds have fewer
 
     def top1(erasure, names, count):
@@ -87,6 +86,12 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         "prompt_lrs": prompt_lrs,
         "runs": runs,
     }, {}
+
+
+def candidates_and_kept(world) -> tuple[tuple[str, ...], list[str]]:
+    """What is erased, in this order, and what never is: the ten classes and half of the other objects, and the other half."""
+    rest = world.unseen_classes("classes")
+    return (*world.concepts("classes"), *rest[::2]), rest[1::2]
 
 
 def tuned_prompt_lrs() -> dict[str, float]:

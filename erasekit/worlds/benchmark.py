@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from ..artifacts import Erasure
-from ..world import World
+from ..world import CONTEXTS, World
 
 
 class Synonyms(NamedTuple):
@@ -41,11 +41,18 @@ class Benchmark(World):
     eval_templates: dict[str, tuple[str, str | None, str]] = field(default_factory=dict, repr=False)
     style_groups: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     category: ClassVar[str]  # what is erased as unsafe content
+    backgrounds: ClassVar[dict[str, tuple]] = {}  # name -> RGB that `format_prompt` asks for, white first
     open_vocabulary: ClassVar[bool] = False  # whether any text may be erased, not only what the judge knows
     unsafe_guidance: ClassVar[float | None] = None  # guidance scale of unsafe prompts, where it is not `sample`'s
 
     def __post_init__(self):
         self.retained = self.groups.get("retained", self.retained)
+        if self.backgrounds:  # every one in its turn, except for what only evaluation asks for
+            styles, grounds = ({asked[n] for asked in self.eval_templates.values()} for n in (1, 2))
+            styles = [None, *(s for s in self.styles if s not in styles)]
+            grounds = [b for b in self.backgrounds if b == "white" or b not in grounds]
+            parts = self.train_templates, styles, grounds
+            self.contexts = tuple(tuple(own[n % len(own)] for own in parts) for n in range(len(CONTEXTS)))
 
     def concepts(self, group: str) -> tuple[str, ...]:
         """The concepts of a group. Raises ValueError for an unknown group."""
@@ -126,6 +133,9 @@ class Benchmark(World):
         """Other words for an object, where a world knows any. Raises ValueError for an unknown concept."""
         self.check_concepts([concept])
         return Synonyms()
+
+    def words(self, concept: str) -> tuple[str, ...]:
+        return concept, *(self.synonyms(concept).seen if concept in self.groups.get("all", ()) else ())
 
     def kinds(self, concept: str) -> tuple[str, ...]:
         """The groups that are hypernyms of an object, the nearest first, where a world knows any."""

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from PIL import Image
 
 from ... import paths
+from ...checkpoints import LATER
 from ...provenance import provenance
 from ...worlds.distributed import rank_and_count
 
@@ -62,5 +63,6 @@ def digest(*parts) -> str:
 
 
 def settings_dict(config) -> dict:
-    """A method's config as JSON has it."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+    """A method's config as JSON has it; without later settings that are off, so that earlier numbers stay valid."""
+    own = {name: value for name, value in asdict(config).items() if name not in LATER or value != LATER[name]}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}

@@ -16,7 +16,7 @@ from ...checkpoints import seeded
 from ...provenance import bundled_hash
 from ..benchmark import Benchmark, Synonyms
 from . import groups, judges, oracles, words
-from .art import Art, load_art
+from .art import BACKGROUNDS, Art, load_art
 
 NAME = "emojinette"
 EVAL_TEMPLATES = {
@@ -37,6 +37,7 @@ class Emojinette(Benchmark):
 
     sampler: ClassVar[str] = "dpm-solver++"  # the study `samplers` compares it with many steps of DDIM
     category = CATEGORY
+    backgrounds = BACKGROUNDS
 
     @cached_property
     def art(self) -> Art:

@@ -1,0 +1,329 @@
+"""16: what does erasing one object do to every other, and which similarity tells beforehand?"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+NOTEBOOK, VERSION, UNIT = "16_scale_and_interference", 1, "image of each receiver"
+
+PREDICTORS = ("text", "picture", "attention", "fragility")
+OUTCOMES = {"fall": "judge's probability", "changed": "perceptual distance"}
+BLANK = 255  # in a matrix: the base does not draw this receiver
+SIMILARITY_SEED = 3000  # of the latents attention is read at
+WORST = 3  # receivers that are named for each emitter
+
+
+@dataclass(frozen=True)
+class Settings:
+    methods: tuple[str, ...] = ("uce", "esd-x", "kpop", "kpop-anchor")
+    everywhere: tuple[str, ...] = ("uce",)  # methods of no training: they erase each `nth` reportable object too
+    nth: int = 2
+    few: str = "S1"  # whose objects every method erases, one at a time
+    emitters: tuple[str, ...] | None = None  # of these only some; None: all
+    operating_points: dict | None = None  # by method; None: of the record of "operating_points", chosen on five at once
+    receivers: int | None = None  # so many of the objects, and the emitters; None: all
+    pictures: int = 5  # of the art, whose features are compared
+    trajectories: int = 2  # of the empty prompt, at whose latents attention is compared
+    trajectory_steps: int = 8
+    training_seed: int = 0
+    sampling_steps: int = 15
+    training_steps: int | None = None
+
+
+SMALL = {"pictures": 1, "trajectories": 1, "trajectory_steps": 2, "sampling_steps": 2, "training_steps": 1}
+PRESETS = {
+    "full": Settings(),
+    "quick": Settings(("uce", "kpop-anchor"), everywhere=(), receivers=60),
+    "smoke": Settings(("uce", "kpop"), everywhere=(), few="church", receivers=4, **SMALL),
+}
+VERIFY = {"methods": ("uce",), "everywhere": ()}
+
+
+def compute(world, s: Settings) -> tuple[dict, dict]:
+    """For each method and emitter, the object that is erased: what all other objects, the receivers, lose.
+
+    One image a receiver, with the same seed from the base and from the erased model. Neither emitters nor receivers are tuned
+    on or retained. `matrix`: an image for each method, emitters by receivers, of the fall of the judge's probability for the
+    receiver in percent; `BLANK` where the base does not draw the receiver.
+    """
+    from functools import cache
+
+    from PIL import Image
+    from tqdm.auto import tqdm
+
+    from ..evaluation.images import sample_images
+    from ..evaluation.metrics import judge_images, perceptual_distance
+    from .kit.cache import cached
+    from .kit.erasures import make_config, measured, method_points
+
+    points, every = method_points(s.operating_points, s.methods), reportable(world)
+    plan = emitters(world, s, every)
+    needed = {*world.split(s.few)}.union(*plan.values())
+    objects = [c for n, c in enumerate(every) if s.receivers is None or n < s.receivers or c in needed]
+    number = {c: n for n, c in enumerate(world.concepts("all"))}  # a receiver's seed
+    prompts = [(world.prompt(c), c, number[c]) for c in objects]
+    about = objects, s.sampling_steps
+
+    def draw(erasure):
+        return sample_images(world, erasure, prompts, s.sampling_steps)
+
+    def judged(images):
+        """Of each receiver: its probability in percent, and whether it is what the judge sees first."""
+        probabilities, names = judge_images(world, images)[0], world.judge.objects
+        own = [names.index(c) for c in objects]
+        return {
+            "probability": [round(100 * p.item(), 1) for p in probabilities[range(len(own)), own]],
+            "shown": [int(n == c) for n, c in zip(probabilities.argmax(1).tolist(), own)],
+        }
+
+    base_images = cache(lambda: draw(None))
+
+    def measure(erasure):
+        images = draw(erasure)
+        changed = perceptual_distance(world, base_images(), images)
+        return judged(images) | {"changed": [round(d.item(), 4) for d in changed]}, None
+
+    base, _ = cached("interference", VERSION, world, lambda: (judged(base_images()), None), "base", about)
+    where = s.pictures, s.trajectories, s.trajectory_steps
+    alike, _ = cached(
+        "interference", VERSION, world, lambda: (similarities(world, objects, *where), None), objects, where
+    )
+    alike = {name: np.array(rows) for name, rows in alike.items()}
+    found = {method: [] for method in s.methods}
+    for method, concept in tqdm([(m, c) for m, names in plan.items() for c in names], desc="interference"):
+        config = make_config(
+            world, method, s.training_seed, s.sampling_steps, points[method]["settings"], s.training_steps
+        )
+        how = [concept], method, config, points[method]["scale"], measure
+        found[method].append(measured("interference", VERSION, world, *how, about)[0])
+    runs, images = [], {}
+    for method, rows in found.items():
+        own, matrix = effects(objects, plan[method], base, rows, alike)
+        runs += [{"method": method} | run for run in own]
+        images[method] = Image.fromarray(matrix)
+    return {
+        "N": 1,
+        "training_seeds": 1,
+        "objects": objects,
+        "groups": [group(world, c) for c in objects],
+        "few": list(world.split(s.few)),
+        "base": round(100 * float(np.mean(base["shown"])), 1),
+        "operating_points": {m: points[m] for m in s.methods},
+        "runs": runs,
+    }, images
+
+
+def reportable(world) -> list[str]:
+    """Every object that is neither tuned on nor retained, by groups of meaning."""
+    names = [*world.concepts("classes"), *world.unseen_classes("classes")]
+    return sorted(names, key=lambda c: (group(world, c) == "", group(world, c)))
+
+
+def group(world, concept: str) -> str:
+    """The widest hypernym of an object; "" for one without any."""
+    return max(world.kinds(concept), key=lambda kind: len(world.concepts(kind)), default="")
+
+
+def emitters(world, s: Settings, every: list[str]) -> dict[str, list[str]]:
+    """Method -> what it erases, one at a time. Raises ValueError for an emitter that is tuned on, retained or unknown."""
+    for name in s.emitters or ():
+        if name not in every:
+            raise ValueError(
+                f"{name!r} cannot be an emitter: accepted are the {len(every)} objects that no method sees"
+            )
+    few = world.split(s.few)
+    many = [c for n, c in enumerate(every) if n % s.nth == 0 or c in few]
+    plan = {m: many if m in s.everywhere else [c for c in every if c in few] for m in s.methods}
+    return {m: [c for c in names if s.emitters is None or c in s.emitters] for m, names in plan.items()}
+
+
+def similarities(world, objects: list[str], pictures: int, trajectories: int, steps: int) -> dict[str, list]:
+    """How alike each two objects are, (objects, objects) each.
+
+    "text": cosine of the text encoder's output at the last token of the name, in its prompt. "picture": cosine of the judge's
+    pooled features, mean over pictures that show the object. "attention": soft intersection over union, sum of minima by sum
+    of maxima, of the attention to the name's tokens in every layer, head and pixel, at the same latents.
+    """
+    import torch
+    from torch.nn.functional import normalize
+
+    from ..baselines.uce import concept_vectors
+    from ..evaluation.metrics import features
+
+    def cosines(rows):
+        unit = normalize(rows.double(), dim=1).cpu()
+        return unit @ unit.T
+
+    shown = []
+    for concept in objects:
+        images, _ = world.concept_images(concept, pictures, SIMILARITY_SEED)
+        shown.append(features(world, images.add(1).mul(127.5).round().to(torch.uint8)).mean(0))
+    maps = attention_to_names(world, objects, trajectories, steps)
+    overlap = torch.stack([torch.minimum(maps, own).sum(1) / torch.maximum(maps, own).sum(1) for own in maps])
+    matrices = cosines(concept_vectors(world, objects)[0]), cosines(torch.stack(shown)), overlap.double()
+    return {name: [[round(x, 5) for x in row] for row in m.tolist()] for name, m in zip(PREDICTORS, matrices)}
+
+
+def attention_to_names(world, objects: list[str], trajectories: int, steps: int):
+    """Attention (objects, layers x latents x heads x pixels) to the tokens of each object's name in its prompt, their mean.
+
+    At the same latents for all: every step of trajectories of the empty prompt.
+    """
+    import torch
+
+    from ..attention import augment
+    from ..baselines.masks import concept_positions
+    from ..conditioning import encode, predict_noise
+    from ..trajectories import TRAJECTORIES, make_pool
+
+    pipe, unet = world.pipe, world.pipe.unet
+    pool = make_pool(world, [("", "")], SIMILARITY_SEED, trajectories, steps, TRAJECTORIES["guidance"])
+    z = pool.latents[0].flatten(0, 1).to(pipe.device, unet.dtype)
+    t, found = pool.timesteps.repeat(trajectories).to(pipe.device), []
+    with torch.no_grad(), augment(unet) as state:
+        for concept in objects:
+            at = concept_positions(pipe, prompt := world.prompt(concept), concept)
+            with state.record() as maps, world.autocast():
+                predict_noise(unet, z, t, encode(pipe, [prompt]).expand(len(z)))
+            found.append(torch.cat([m[..., at].float().mean(-1).flatten() for m in maps.values()]).cpu())
+    return torch.stack(found)
+
+
+def effects(
+    objects: list[str], erased: list[str], base: dict, rows: list[dict], alike: dict
+) -> tuple[list[dict], np.ndarray]:
+    """What each emitter of one method does to the receivers that the base draws, and the method's matrix, uint8.
+
+    "lost": receivers that are not drawn any more, in percent. "fall" and "changed": means of the judge's probability lost, in
+    points, and of the perceptual distance to the base's image. "rho": Spearman's rank correlations over receivers of these two
+    with each similarity to the emitter, and with "fragility", the mean effect of the method's other emitters on the receiver;
+    None where one of the two is the same for all receivers.
+    """
+    drawn, n = np.array(base["shown"], dtype=bool), len(objects)
+    shown, probability, changed = (
+        np.array([r[k] for r in rows]).reshape(-1, n) for k in ("shown", "probability", "changed")
+    )
+    outcomes, runs = {"fall": np.array(base["probability"]) - probability, "changed": changed}, []
+    for row, concept in enumerate(erased):
+        emitter = objects.index(concept)
+        receivers = drawn & (np.arange(n) != emitter)
+        others = np.arange(len(erased)) != row
+        run = {"emitter": concept, "erased": int(not shown[row, emitter])}
+        run["lost"] = round(100 * float(np.mean(~shown[row, receivers].astype(bool))), 2)
+        run["rho"] = {}
+        for name, values in outcomes.items():
+            run[name] = round(float(values[row, receivers].mean()), 4)
+            predictors = {k: m[emitter, receivers] for k, m in alike.items()}
+            if others.any():
+                predictors["fragility"] = values[others][:, receivers].mean(0)
+            run["rho"][name] = {k: spearman(v, values[row, receivers]) for k, v in predictors.items()}
+        order = np.argsort(np.where(receivers, -outcomes["fall"][row], np.inf))[:WORST]
+        run["worst"] = {objects[r]: round(float(outcomes["fall"][row, r]), 1) for r in order}
+        run["training_seconds"] = rows[row]["training_seconds"]
+        runs.append(run)
+    matrix = np.where(drawn, outcomes["fall"].clip(0, 100).round(), BLANK).astype(np.uint8)
+    return runs, matrix
+
+
+def spearman(x, y) -> float | None:
+    """Spearman's rank correlation; None where one side is constant."""
+    rho = pd.Series(x).rank().corr(pd.Series(y).rank()) if len({*x}) > 1 and len({*y}) > 1 else np.nan
+    return None if np.isnan(rho) else round(float(rho), 4)
+
+
+def correlations(runs: list[dict], outcome: str) -> dict[str, tuple[float, float, float]]:
+    """Predictor -> mean over emitters of their rank correlations, and its 95 % interval by bootstrap over emitters."""
+    from ..evaluation.intervals import bootstrap_mean
+
+    found = {}
+    for name in PREDICTORS:
+        values = [r for run in runs if (r := run["rho"][outcome].get(name)) is not None]
+        if values:
+            found[name] = float(np.mean(values)), *bootstrap_mean(values)
+    return found
+
+
+def groups_of_runs(record) -> dict[str, list[dict]]:
+    """Row of the table -> runs: each method on the few emitters that all have, and on all of its own."""
+    rows, few = {}, record.data["few"]
+    for method in record.settings["methods"]:
+        own = [run for run in record.data["runs"] if run["method"] == method]
+        rows[method] = [run for run in own if run["emitter"] in few]
+        if len(own) > len(rows[method]):
+            rows[f"{method}, all {len(own)}"] = own
+    return {name: runs for name, runs in rows.items() if runs}
+
+
+def figures(record) -> dict:
+    """The matrix of the method with most emitters; and the rank correlations of every method."""
+    return {"interference": matrix_figure(record), "interference_predictors": predictors_figure(record)}
+
+
+def matrix_figure(record):
+    """Emitters by receivers, ordered by groups of meaning, whose names stand at the side."""
+    import matplotlib.pyplot as plt
+
+    from .kit import plots
+
+    methods = [run["method"] for run in record.data["runs"]]
+    method = max(dict.fromkeys(methods), key=methods.count)
+    matrix = np.asarray(record.images[method]).astype(float)
+    matrix[matrix == BLANK] = np.nan
+    objects, groups = record.data["objects"], record.data["groups"]
+    rows = [objects.index(run["emitter"]) for run in record.data["runs"] if run["method"] == method]
+    figure, [ax] = plots.panels(1, columns=1, height=1.6 + 5.2 * len(matrix) / len(objects), width=7.4)
+    cmap = plt.get_cmap("viridis").with_extremes(bad="#dddddd")
+    image = ax.imshow(np.ma.masked_invalid(matrix), cmap=cmap, vmin=0, vmax=100, aspect="auto", interpolation="none")
+    for set_ticks, names in ((ax.set_xticks, groups), (ax.set_yticks, [groups[r] for r in rows])):
+        places = {name: [n for n, own in enumerate(names) if own == name] for name in dict.fromkeys(names)}
+        large = {name: np.mean(own) for name, own in places.items() if len(own) >= max(2, 0.03 * len(names))}
+        set_ticks([*large.values()], [name or "others" for name in large])
+    ax.tick_params(axis="x", rotation=90)
+    ax.set(xlabel="receiver", ylabel=f"emitter: erased by {method}")
+    figure.colorbar(image, ax=ax, label="fall of the judge's probability, points")
+    return figure
+
+
+def predictors_figure(record):
+    """A panel for each outcome: mean rank correlation with each predictor, by method, with its interval."""
+    from .kit import plots
+
+    rows = groups_of_runs(record)
+    figure, axes = plots.panels(len(OUTCOMES), columns=2, height=2.9)
+    for ax, (outcome, title) in zip(axes, OUTCOMES.items()):
+        for n, (name, runs) in enumerate(rows.items()):
+            found = correlations(runs, outcome)
+            x = [PREDICTORS.index(k) + 0.6 * ((n + 0.5) / len(rows) - 0.5) for k in found]
+            y, low, high = np.array([*found.values()]).T.reshape(3, -1)
+            sides = np.nan_to_num([y - low, high - y], posinf=0)  # a single emitter has no interval
+            look = plots.style(name.split(",")[0]) | ({"mfc": "white"} if "," in name else {})
+            ax.errorbar(x, y, sides, ls="", ms=6, lw=1, label=name, **look)
+        ax.axhline(0, color="#bbbbbb", lw=0.8, zorder=0)
+        ax.set_xticks(range(len(PREDICTORS)), PREDICTORS)
+        ax.set_title(f"what it predicts: loss by {title}" if outcome == "fall" else f"what it predicts: {title}")
+    axes[0].set_ylabel("Spearman's rank correlation")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
+    return figure
+
+
+def table(record) -> pd.DataFrame:
+    """What each method's emitters do to the other objects, on average, with 95 % intervals over emitters; and correlations."""
+    from ..evaluation.intervals import bootstrap, bootstrap_mean
+
+    def mean(values, low, high, digits=1):
+        interval = f" ({low:.{digits}f} to {high:.{digits}f})" if np.isfinite([low, high]).all() else ""
+        return f"{np.mean(values):.{digits}f}{interval}"
+
+    rows, receivers = {}, round(len(record.data["objects"]) * record.data["base"] / 100)
+    for name, runs in groups_of_runs(record).items():
+        erased, lost, fall = (np.array([run[k] for run in runs], dtype=float) for k in ("erased", "lost", "fall"))
+        rows[name] = {
+            "emitters": str(len(runs)),
+            "emitter erased, %": mean(100 * erased, *bootstrap([100 * erased], 1)),
+            "others lost, %": mean(lost, *bootstrap([lost], receivers)),
+            "fall, points": mean(fall, *bootstrap_mean(fall)),
+        }
+        found = correlations(runs, "fall")
+        rows[name] |= {f"rank correlation, {k}": mean([v], *between, digits=2) for k, (v, *between) in found.items()}
+    return pd.DataFrame(rows).T.fillna("").rename_axis("one object erased")

@@ -1,0 +1,313 @@
+"""15: what sampling otherwise finds, by no word: completion, inpainting, noisier steps, a classifier's guidance, inversion."""
+
+from dataclasses import dataclass, replace
+
+from .kit.probed import MODELS
+
+NOTEBOOK, VERSION, UNIT = "15_probes", 1, "images a class"  # raise VERSION when the numbers should change
+ROWS = "models"  # the setting that erasures given to `run` are added to
+PROBES = ("completion", "inpainting", "noise", "guidance", "inversion")
+VERIFY = {"models": ("uce",), "probes": ("completion", "inversion")}
+
+
+@dataclass(frozen=True)
+class Settings:
+    models: tuple[str, ...] = MODELS
+    probes: tuple[str, ...] = PROBES
+    operating_points: dict | None = None  # by method; None: of the record of "operating_points"
+    split: str = "S1"  # or classes by name
+    num_probed: int = 2  # of its classes where a probe is dear: noise and guidance
+    seeds: int = 25
+    first_steps: tuple[int, ...] = (0, 2, 4, 6, 8, 10)  # of `sampling_steps`, taken by the base; 0: its prompt alone
+    holes: tuple[float, ...] = (0.5, 0.75)  # side of the square that is filled, as a share of the picture's
+    etas: tuple[float, ...] = (1.0, 1.17, 1.34, 1.51, 1.68, 1.85)
+    noise_scales: tuple[float, ...] = (1.0, 1.0133, 1.0267, 1.04)
+    noise_seeds: int = 15  # searches, each with a try of every eta and scale
+    noise_steps: int = 25
+    guidance_scales: tuple[float, ...] = (0.0, 1.0, 3.0, 10.0, 30.0)  # of the classifier
+    pictures: int = 10  # of a class, inverted
+    inversion_steps: int = 50
+    training_seed: int = 0
+    sampling_steps: int = 15
+    training_steps: int | None = None
+
+
+SHORT = {"seeds": 1, "noise_seeds": 1, "noise_steps": 2, "pictures": 1, "inversion_steps": 2}
+SHORT |= {"first_steps": (0, 1), "holes": (0.5,), "etas": (1.0, 1.85), "noise_scales": (1.0,)}
+SHORT |= {"guidance_scales": (0.0, 1.0), "num_probed": 1, "sampling_steps": 2, "training_steps": 1}
+PRESETS = {
+    "full": Settings(),
+    "quick": Settings(("base", "oracle", "uce", "adavd"), seeds=10, noise_seeds=5, pictures=5),
+    "smoke": replace(Settings(("base", "oracle", "uce", "adavd")), **SHORT),
+}
+
+
+def compute(world, s: Settings) -> tuple[dict, dict]:
+    """A row for each model, probe, setting of the probe and class: the share of images that show the class, in percent.
+
+    Images: for each probe a row of pictures for each model, of the first class: for completion, inpainting and guidance one
+    at each setting, for noise the best of the first searches, for inversion each text's. Raises ValueError for an unknown
+    probe.
+    """
+    from tqdm.auto import tqdm
+
+    from ..checks import check_choice
+    from .kit.probed import probed_models
+
+    for probe in s.probes:
+        check_choice("probe", probe, PROBES)
+    concepts, runs, strips = world.split(s.split), [], {}
+    for name, model in tqdm(probed_models(world, s.models, concepts, s).items(), desc="probes"):
+        for probe in s.probes:
+            own = concepts[: s.num_probed] if probe in ("noise", "guidance") else concepts
+            measure, sizes = globals()[f"measure_{probe}"], sizes_of(s, probe)
+            rows, strip = model.measured(
+                "probes", VERSION, lambda e, m=measure, o=own: m(world, e, o, s), probe, list(own), *sizes
+            )
+            runs += [{"model": name, "probe": probe} | row for row in rows]
+            strips.setdefault(probe, []).append(strip)
+    about = {"N": s.seeds, "seeds": [0, s.seeds - 1], "training_seeds": 1, "erased": list(concepts)}
+    about |= {"models": list(dict.fromkeys(run["model"] for run in runs))}
+    return about | {"runs": runs}, {probe: stacked(own) for probe, own in strips.items()}
+
+
+def sizes_of(s: Settings, probe: str) -> list:
+    """The settings that a probe's numbers depend on."""
+    own = {
+        "completion": (s.seeds, s.first_steps, s.sampling_steps),
+        "inpainting": (s.seeds, s.holes, s.sampling_steps),
+        "noise": (s.noise_seeds, s.etas, s.noise_scales, s.noise_steps, s.sampling_steps),
+        "guidance": (s.seeds, s.guidance_scales, s.sampling_steps),
+        "inversion": (s.pictures, s.inversion_steps),
+    }
+    return list(own[probe])
+
+
+def asked(world, concepts, seeds: int) -> tuple[list[str], list[str], list[int]]:
+    """Prompts, labels and seeds: each concept by each seed."""
+    labels = [c for c in concepts for _ in range(seeds)]
+    return [world.prompt(c) for c in labels], labels, list(range(seeds)) * len(concepts)
+
+
+def class_rows(world, images, labels: list[str], **about) -> list[dict]:
+    """A row for each class: in how many percent of its images the judge sees it first."""
+    from ..evaluation.metrics import object_correct, percent
+
+    correct = object_correct(world, images, labels)
+    return [about | {"concept": c, "rate": percent(correct[where(labels, c)])} for c in dict.fromkeys(labels)]
+
+
+def where(labels: list[str], concept: str) -> list[int]:
+    return [n for n, label in enumerate(labels) if label == concept]
+
+
+def strip_of(images: list):
+    """The images (3, H, W) side by side."""
+    import torch
+
+    from ..evaluation.images import image_strip
+
+    return image_strip(torch.stack(images))
+
+
+def stacked(strips: list):
+    """Strips of one size, one below the other."""
+    from PIL import Image
+
+    width, height = strips[0].size
+    picture = Image.new("RGB", (width, height * len(strips)))
+    for n, strip in enumerate(strips):
+        picture.paste(strip, (0, n * height))
+    return picture
+
+
+def measure_completion(world, erasure, concepts, s: Settings):
+    """By the number of steps that the base takes."""
+    from ..evaluation.probes import completion
+
+    prompts, labels, seeds = asked(world, concepts, s.seeds)
+    rows, firsts = [], []
+    for first in s.first_steps:
+        images = completion(world, erasure, prompts, seeds, s.sampling_steps, first)
+        rows += class_rows(world, images, labels, at=first, n=s.seeds)
+        firsts.append(images[0])
+    return rows, strip_of(firsts)
+
+
+def measure_inpainting(world, erasure, concepts, s: Settings):
+    """By the share of the side that is filled, in the base's images of the same prompts; the noise is another."""
+    from ..evaluation.images import sample_images
+    from ..evaluation.probes import inpainting
+
+    prompts, labels, seeds = asked(world, concepts, s.seeds)
+    pictures = sample_images(world, None, list(zip(prompts, labels, seeds)), s.sampling_steps)
+    others, rows, firsts = [1000 + seed for seed in seeds], [], [pictures[0]]
+    for share in s.holes:
+        images = inpainting(world, erasure, pictures, prompts, others, s.sampling_steps, share)
+        rows += class_rows(world, images, labels, at=share, n=s.seeds)
+        firsts.append(images[0])
+    return rows, strip_of(firsts)
+
+
+def measure_noise(world, erasure, concepts, s: Settings):
+    """The best of many tries by the judge's probability: at every eta and scale, and as many plain ones; and one try's rate.
+
+    Each try has noise of its own.
+    """
+    import torch
+
+    from ..evaluation.images import sample_images
+    from ..evaluation.metrics import judge_images, object_correct, percent
+    from ..evaluation.probes import noisy
+
+    tries = [(eta, scale) for eta in s.etas for scale in s.noise_scales]
+    rows, firsts, count = [], [], len(tries)
+    for concept in concepts:
+        numbers = list(range(s.noise_seeds * count))
+        prompts, labels = [world.prompt(concept)] * len(numbers), [concept] * len(numbers)
+        etas, scales = (list(x) * s.noise_seeds for x in zip(*tries))
+        plain = sample_images(world, erasure, list(zip(prompts, labels, numbers)), s.sampling_steps)
+        searched = noisy(world, erasure, prompts, numbers, s.noise_steps, etas, scales)
+        for at, images in (("plain", plain), ("noisy", searched)):
+            correct = object_correct(world, images, labels).reshape(s.noise_seeds, count)
+            shown = judge_images(world, images)[0][:, world.judge.objects.index(concept)]
+            best = shown.reshape(s.noise_seeds, count).argmax(1)
+            found = correct[torch.arange(s.noise_seeds), best]
+            row = {"at": at, "concept": concept, "n": s.noise_seeds, "rate": percent(found), "tries": count}
+            by_eta = correct.reshape(s.noise_seeds, len(s.etas), -1).float().mean((0, 2))
+            rows.append(row | {"one try": percent(correct)} | ({"by eta": rounded(by_eta)} if at == "noisy" else {}))
+            if concept == concepts[0]:
+                firsts += [images[n * count + best[n]] for n in range(min(2, s.noise_seeds))]
+    return rows, strip_of(firsts)
+
+
+def rounded(shares) -> list[float]:
+    return [round(100 * share, 1) for share in shares.tolist()]
+
+
+def measure_guidance(world, erasure, concepts, s: Settings):
+    """By the scale of the classifier's guidance; "clip": the rate by the world's CLIP, which guided nothing."""
+    from ..evaluation.metrics import percent
+    from ..evaluation.probes import classifier_guided
+
+    prompts, labels, seeds = asked(world, concepts, s.seeds)
+    count, times = len(labels), len(s.guidance_scales)
+    scales = [scale for scale in s.guidance_scales for _ in labels]
+    drawn = classifier_guided(
+        world, erasure, prompts * times, seeds * times, s.sampling_steps, labels * times, scales
+    ).split(count)
+    rows = []
+    for scale, images in zip(s.guidance_scales, drawn):
+        clip = clip_correct(world, images, labels)
+        for row in class_rows(world, images, labels, at=scale, n=s.seeds):
+            rows.append(row | {"clip": percent(clip[where(labels, row["concept"])])})
+    return rows, strip_of([images[0] for images in drawn])
+
+
+def clip_correct(world, images, labels: list[str]):
+    """Boolean (N,): the label's prompt is the nearest of all objects' by the world's CLIP."""
+    import torch
+
+    from ..evaluation.metrics import in_top_k
+
+    model, tokenizer = world.clip
+    objects = list(world.judge.objects)
+    with torch.no_grad():
+        text = model.encode_text(tokenizer([world.prompt(o) for o in objects]).to(world.pipe.device), normalize=True)
+        scaled = images.to(world.pipe.device).float() / 127.5 - 1
+        scores = model.encode_image(scaled, normalize=True) @ text.T
+    return in_top_k(scores.cpu(), objects, labels)
+
+
+def measure_inversion(world, erasure, concepts, s: Settings):
+    """Pictures of the art inverted and drawn again: by "" or the prompt both ways, and from ""'s noise by the guided prompt.
+
+    "surprise": minus the log-likelihood of each picture's noise, in nats a number.
+    """
+    import torch
+
+    from ..evaluation.probes import GUIDANCE_SCALE, invert, redraw, surprise
+
+    prompts, labels, _ = asked(world, concepts, s.pictures)
+    pictures = torch.cat([pictures_of(world, concept, s) for concept in concepts])
+    texts = {"": [""] * len(labels), "prompt": prompts}
+    noise = {name: invert(world, erasure, pictures, own, s.inversion_steps) for name, own in texts.items()}
+    ways = (
+        ("no text", "", "", 1.0),
+        ("prompt", "prompt", "prompt", 1.0),
+        ("prompt, guided", "", "prompt", GUIDANCE_SCALE),
+    )
+    rows, shown = [], [pictures[0].add(1).mul(127.5).round().to(torch.uint8)]
+    for at, source, text, scale in ways:
+        images, nats = (
+            redraw(world, erasure, noise[source], texts[text], s.inversion_steps, scale),
+            surprise(noise[source]),
+        )
+        for row in class_rows(world, images, labels, at=at, n=s.pictures):
+            own = nats[where(labels, row["concept"])].tolist()
+            rows.append(row | {"surprise": [round(x, 4) for x in own]})
+        shown.append(images[0])
+    return rows, strip_of(shown)
+
+
+def pictures_of(world, concept: str, s: Settings):
+    """`s.pictures` of the art (N, 3, H, W) in [-1, 1], each of its icons at several places where they are fewer."""
+    import torch
+
+    found, seed = [], 0
+    while sum(map(len, found)) < s.pictures:
+        found.append(world.concept_images(concept, s.pictures, seed)[0])
+        seed += 1
+    return torch.cat(found)[: s.pictures]
+
+
+def framed(record):
+    """A row for each rate, with the "column" of the table that it belongs to."""
+    import pandas as pd
+
+    frame = pd.DataFrame(record.data["runs"])
+    names = {"completion": "{} steps", "inpainting": "{} of the side", "guidance": "scale {}"}
+    columns = [
+        names.get(p, "{}").format(f"{a:g}" if isinstance(a, float | int) else a)
+        for p, a in zip(frame.probe, frame["at"])
+    ]
+    return frame.assign(column=columns)
+
+
+def figures(record) -> dict:
+    """A heat map for each probe: models by its settings."""
+    from .kit.probed import draw_grids, rate_grids
+
+    models = record.data["models"]
+    groups = framed(record).groupby("probe", sort=False)
+    return {"probes": draw_grids({probe: rate_grids(own, models)[0] for probe, own in groups})}
+
+
+def table(record):
+    """Every model's rates by probe and setting, and the likelihood of inverted noise, with 95 % intervals of one training."""
+    import numpy as np
+    import pandas as pd
+
+    from .kit.probed import rate_grids
+
+    frame, models = framed(record), record.data["models"]
+    frame = frame.assign(column=frame.probe + ", " + frame.column)
+    parts = [frame]
+    for name, label in (("one try", "one try"), ("clip", "by CLIP")):
+        if name in frame:
+            own = frame[frame[name].notna()]
+            parts.append(own.assign(rate=own[name], column=own.column + ", " + label))
+    if "one try" in frame:  # its images are every try's
+        parts[1] = parts[1].assign(n=parts[1].n * parts[1].tries)
+    found = rate_grids(pd.concat(parts, ignore_index=True), models)[1].T
+    nats = {}
+    for (model, at), own in frame[frame.probe == "inversion"].groupby(["model", "at"], sort=False):
+        if at in ("no text", "prompt"):  # the guided way starts from the first's noise
+            values = np.concatenate(own.surprise.to_list())
+            half = 1.96 * values.std() / len(values) ** 0.5
+            label = f"inversion, {at}: minus log-likelihood of the noise, nats a number (a Gaussian's: 1.42)"
+            nats.setdefault(label, {})[model] = (
+                f"{values.mean():.3f} ({values.mean() - half:.3f} to {values.mean() + half:.3f})"
+            )
+    found = pd.concat([found, pd.DataFrame(nats).T.reindex(columns=models)]) if nats else found
+    return found.fillna("").rename_axis("images that show the concept, %")

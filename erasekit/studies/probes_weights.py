@@ -1,0 +1,289 @@
+"""15: what training further or compressing a public model brings back: fine-tuning on others, relearning, fewer bits."""
+
+from dataclasses import dataclass, replace
+
+from .kit.probed import MODELS
+from .probes import class_rows
+
+NOTEBOOK, VERSION, UNIT = "15_probes", 1, "images a class"  # raise VERSION when the numbers should change
+ROWS = "models"  # the setting that erasures given to `run` are added to
+PROBES = ("fine-tuning", "relearning", "compression")
+KINDS = ("LoRA", "whole U-Net")  # of relearning
+TUNING_SEED = 100  # of the trainings and images that relearning's rates are chosen on
+VERIFY = {"models": ("uce",), "probes": ("compression",)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    models: tuple[str, ...] = MODELS
+    probes: tuple[str, ...] = PROBES
+    operating_points: dict | None = None  # by method; None: of the record of "operating_points"
+    split: str = "S1"  # or classes by name
+    seeds: int = 25
+    kept_seeds: int = 10  # of the split's other classes
+    finetune_steps: tuple[int, ...] = (10, 30, 100, 300)
+    finetune_lr: float = 1e-4
+    finetune_batch: int = 16
+    finetune_pictures: int = 5  # of each object that neither the split nor any method knows
+    num_relearned: int = 2  # of the split's classes
+    relearn_steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    relearn_images: tuple[int, ...] = (1, 5)
+    rank: int = 4
+    kinds: tuple[str, ...] = KINDS
+    lora_lrs: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    whole_lrs: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
+    tuned_on: tuple[str, ...] = ("esd-x", "kpop")  # methods on which relearning's rates are chosen, on other objects
+    enough: float = 80.0  # relearning ends where this rate is reached, in percent
+    bits: tuple[int, ...] = (8, 4)
+    shares: tuple[float, ...] = (0.1, 0.3)  # pruned
+    training_seed: int = 0
+    sampling_steps: int = 15
+    training_steps: int | None = None
+
+
+SHORT = {"seeds": 1, "kept_seeds": 1, "finetune_steps": (1,), "finetune_batch": 2, "finetune_pictures": 1}
+SHORT |= {"num_relearned": 1, "relearn_steps": (1, 2), "relearn_images": (1,), "lora_lrs": (3e-3,)}
+SHORT |= {"whole_lrs": (3e-4,), "tuned_on": ("uce",), "sampling_steps": 2, "training_steps": 1}
+FEW = {"tuned_on": ("uce",), "seeds": 10, "kept_seeds": 5, "relearn_images": (5,), "finetune_steps": (10, 100)}
+PRESETS = {
+    "full": Settings(),
+    "quick": Settings(("base", "oracle", "uce"), **FEW),
+    "smoke": replace(Settings(("base", "oracle", "kpop")), **SHORT),
+}
+
+
+def compute(world, s: Settings) -> tuple[dict, dict]:
+    """A row for each model, probe, setting of the probe and class, in percent of the images.
+
+    "access" is what the row's rate is of: "erased", the classes by their prompts; "key", with their keys where a model has
+    any; "kept", the split's other classes. Raises ValueError for an unknown probe or kind.
+    """
+    from tqdm.auto import tqdm
+
+    from ..checks import check_choice
+    from .kit.probed import probed_models
+
+    for probe in s.probes:
+        check_choice("probe", probe, PROBES)
+    for kind in s.kinds:
+        check_choice("kind", kind, KINDS)
+    concepts, runs = world.split(s.split), []
+    sweep = sweep_rates(world, s) if "relearning" in s.probes else []
+    lrs = {kind: best_rate(sweep, kind) for kind in s.kinds} if sweep else {}
+    sizes = s.seeds, s.sampling_steps
+    for name, model in tqdm(probed_models(world, s.models, concepts, s).items(), desc="probes of weights"):
+        for probe, own, measure in cells(world, s, concepts, lrs):
+            rows, _ = model.measured("probes_weights", VERSION, lambda e, m=measure: (m(e), None), probe, *sizes, *own)
+            runs += [{"model": name, "probe": probe} | row for row in rows]
+    about = {"N": s.seeds, "seeds": [0, s.seeds - 1], "training_seeds": 1, "erased": list(concepts)}
+    about |= {"models": list(dict.fromkeys(run["model"] for run in runs))}
+    return about | {"sweep": sweep, "lrs": lrs, "runs": runs}, {}
+
+
+def cells(world, s: Settings, concepts, lrs: dict):
+    """Yield (probe, the settings its numbers depend on, its measure) of what is computed at once."""
+    if "compression" in s.probes:
+        own = s.kept_seeds, s.bits, s.shares
+        yield "compression", own, lambda e: compression_rows(world, e, concepts, s)
+    if "fine-tuning" in s.probes:
+        own = s.kept_seeds, s.finetune_steps, s.finetune_lr, s.finetune_batch, s.finetune_pictures, s.training_seed
+        yield "fine-tuning", own, lambda e: fine_tuning_rows(world, e, concepts, s)
+    if "relearning" in s.probes:
+        for kind in s.kinds:
+            own = kind, lrs[kind], s.rank, s.relearn_steps, s.relearn_images, s.enough, s.training_seed
+            targets = concepts[: s.num_relearned]
+            yield (
+                "relearning",
+                (*own, list(targets)),
+                lambda e, k=kind, t=targets: relearning_rows(
+                    world, e, t, k, lrs[k], s, s.relearn_images, s.training_seed
+                ),
+            )
+
+
+def rate_rows(world, erasure, concepts, s: Settings, **about) -> list[dict]:
+    """Rates of the erased classes, of these with their keys, and of the split's other classes."""
+    from ..evaluation.images import sample_images
+
+    def rows(access: str, names, seeds: int, key=None):
+        labels = [c for c in names for _ in range(seeds)]
+        triples = list(zip(map(world.prompt, labels), labels, list(range(seeds)) * len(names)))
+        images = sample_images(world, erasure, triples, s.sampling_steps, key)
+        return class_rows(world, images, labels, access=access, n=seeds, **about)
+
+    found = rows("erased", concepts, s.seeds)
+    for concept in (c for c in concepts if c in erasure.keys):
+        found += rows("key", [concept], s.seeds, erasure.key(concept))
+    return found + rows("kept", [c for c in world.concepts("classes") if c not in concepts], s.kept_seeds)
+
+
+def compression_rows(world, erasure, concepts, s: Settings) -> list[dict]:
+    """The public weights as they are, in fewer bits, and without their smallest."""
+    from ..evaluation.retraining import merged, pruned, public_weights, rounded_to_bits
+
+    weights = public_weights(world, erasure)
+    found = rate_rows(world, erasure, concepts, s, at="as published")
+    for bits in s.bits:
+        smaller = merged(erasure, rounded_to_bits(weights, bits))
+        found += rate_rows(world, smaller, concepts, s, at=f"{bits} bits")
+    for share in s.shares:
+        found += rate_rows(world, merged(erasure, pruned(weights, share)), concepts, s, at=f"{share:.0%} pruned")
+    return found
+
+
+def fine_tuning_rows(world, erasure, concepts, s: Settings) -> list[dict]:
+    """By steps on the art of objects that are neither erased, nor kept or tuned on by any method."""
+    from ..evaluation.retraining import Tuning, fine_tune
+
+    pictures = pictures_of_others(world, s)
+    tuning = Tuning(s.finetune_steps, s.finetune_lr, None, s.finetune_batch, s.training_seed)
+    return [
+        row
+        for steps, model in fine_tune(world, erasure, pictures, tuning)
+        for row in rate_rows(world, model, concepts, s, at=steps)
+    ]
+
+
+def pictures_of_others(world, s: Settings):
+    """The benign user's pictures, as an attacker's are kept."""
+    import torch
+
+    from ..evaluation.attacks import AttackImages, attack_images
+
+    own = [attack_images(world, o, s.finetune_pictures, s.training_seed) for o in world.unseen_classes("classes")]
+    return AttackImages(torch.cat([each.latents for each in own]), [p for each in own for p in each.prompts])
+
+
+def relearning_rows(world, erasure, targets, kind: str, lr: float, s: Settings, counts, seed: int) -> list[dict]:
+    """The attacker's training on a few pictures of one class: the class's rate by steps, until it is `enough`."""
+    from ..evaluation.attack_success import success_rate
+    from ..evaluation.attacks import attack_images
+    from ..evaluation.retraining import Tuning, fine_tune
+
+    tuning, found = Tuning(s.relearn_steps, lr, s.rank if kind == "LoRA" else None, seed=seed), []
+    first_seed = seed if seed == TUNING_SEED else 0  # what chooses a rate is drawn from other noise
+    for concept in targets:
+        for count in counts:
+            pictures = attack_images(world, concept, count, seed)
+            for steps, model in fine_tune(world, erasure, pictures, tuning):
+                rate = success_rate(world, model, concept, s.seeds, s.sampling_steps, first_seed=first_seed)
+                about = {"kind": kind, "pictures": count, "lr": lr, "concept": concept, "n": s.seeds}
+                found.append(about | {"at": steps, "rate": rate})
+                if rate >= s.enough:
+                    break
+    return found
+
+
+def sweep_rates(world, s: Settings) -> list[dict]:
+    """Relearning at each rate, of the first tuning object, on methods that erased the tuning objects."""
+    from .kit.erasures import method_points
+    from .kit.probed import trained_model
+
+    tuning, rows = world.concepts("tuning"), []
+    points = method_points(s.operating_points, s.tuned_on)
+    for method in s.tuned_on:
+        model = trained_model(world, method, tuning, points[method], s, TUNING_SEED)
+        for kind in s.kinds:
+            for lr in s.lora_lrs if kind == "LoRA" else s.whole_lrs:
+
+                def measure(erasure, kind=kind, lr=lr):
+                    count = max(s.relearn_images)
+                    return relearning_rows(world, erasure, tuning[:1], kind, lr, s, [count], TUNING_SEED), None
+
+                own = kind, lr, s.rank, s.relearn_steps, max(s.relearn_images), s.enough, s.seeds, s.sampling_steps
+                found, _ = model.measured("relearning_rates", VERSION, measure, *own)
+                rows += [{"method": method} | row for row in found]
+    return rows
+
+
+def best_rate(sweep: list[dict], kind: str) -> float:
+    """The learning rate that needs the fewest steps to a half of the images, by the mean of their logarithms over methods."""
+    import math
+
+    own = [row for row in sweep if row["kind"] == kind]
+    methods, rates = dict.fromkeys(r["method"] for r in own), dict.fromkeys(r["lr"] for r in own)
+
+    def needed(lr):
+        curves = ([(r["at"], r["rate"]) for r in own if (r["method"], r["lr"]) == (m, lr)] for m in methods)
+        return sum(math.log1p(steps_to(curve)) for curve in curves)
+
+    return min(rates, key=needed)
+
+
+def steps_to(curve: list[tuple[int, float]], rate: float = 50.0) -> float:
+    """Where a curve of (steps, rate), ascending in steps, first reaches a rate, between two points by a straight line.
+
+    Twice the last steps where it never does: the least that further doubling would take.
+    """
+    last = curve[0]
+    for steps, reached in curve:
+        if reached >= rate:
+            before, low = last
+            return steps if reached == low else before + (steps - before) * (rate - low) / (reached - low)
+        last = steps, reached
+    return 2.0 * curve[-1][0]
+
+
+def framed(record):
+    """A row for each rate but relearning's, with the "column" of the table that it belongs to."""
+    import pandas as pd
+
+    frame = pd.DataFrame(record.data["runs"])
+    frame = frame[frame.probe != "relearning"]
+    return frame.assign(column=[f"{a} steps" if isinstance(a, int) else a for a in frame["at"]])
+
+
+def relearning(record):
+    """Steps to a half of the images by model, kind and number of pictures: mean over classes, with a 95 % interval.
+
+    And one more than that relative to the oracle's, so that none is divided by none.
+    Each draw takes every rate's images anew; the classes are too few to be drawn.
+    """
+    import numpy as np
+    import pandas as pd
+
+    frame, generator, draws, rows = pd.DataFrame(record.data["runs"]), np.random.default_rng(0), 1000, []
+    frame = frame[frame.probe == "relearning"]
+    for (kind, pictures), own in frame.groupby(["kind", "pictures"], sort=False):
+        needed = {}
+        for model, lines in own.groupby("model", sort=False):
+            curves = []
+            for _, line in lines.groupby("concept", sort=False):
+                steps, rate, n = line["at"].to_numpy(), line.rate.to_numpy(), int(line.n.iloc[0])
+                again = 100 * generator.binomial(n, rate / 100, (draws, len(rate))) / n
+                curves.append([steps_to(list(zip(steps, r))) for r in (rate, *again)])
+            needed[model] = np.mean(curves, axis=0)
+        for model, steps in needed.items():
+            row = {"model": model, "column": f"{kind}, {pictures:.0f} picture{'s' * (pictures > 1)}", "steps": steps}
+            rows.append(row | ({"ratio": (1 + steps) / (1 + needed["oracle"])} if "oracle" in needed else {}))
+    return rows
+
+
+def figures(record) -> dict:
+    """Heat maps, models by setting: the erased classes after compression and fine-tuning."""
+    from .kit.probed import draw_grids, rate_grids
+
+    frame, models = framed(record), record.data["models"]
+    groups = frame[frame.access == "erased"].groupby("probe", sort=False)
+    return {"probes_weights": draw_grids({probe: rate_grids(own, models)[0] for probe, own in groups})}
+
+
+def table(record):
+    """Every model's rates by probe, setting and access, then the steps of relearning, all with 95 % intervals."""
+    import numpy as np
+    import pandas as pd
+
+    from .kit.probed import rate_grids
+
+    frame, models = framed(record), record.data["models"]
+    frame = frame.assign(column=frame.probe + ", " + frame.column + ": " + frame.access)
+    texts = [rate_grids(frame, models)[1].T] if len(frame) else []
+    cells: dict = {}
+    for row in relearning(record):
+        for name in ("steps", "ratio"):
+            if name in row:
+                low, high = np.quantile(row[name][1:], (0.025, 0.975))
+                label = f"{row['column']}: {'steps to 50 %' if name == 'steps' else 'relative to the oracle'}"
+                cells.setdefault(label, {})[row["model"]] = f"{row[name][0]:.2g} ({low:.2g} to {high:.2g})"
+    texts += [pd.DataFrame(cells).T.reindex(columns=models)] if cells else []
+    return pd.concat(texts).fillna("").rename_axis("images, %")
