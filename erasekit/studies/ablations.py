@@ -103,28 +103,33 @@ def figures(record) -> dict:
 
     values, runs = table(record).replace("", np.nan).astype(float), record.data["runs"]
     methods = {run["variant"]: run["method"] for run in runs}
-    images = record.data["N"] * sum(len(run["erased"]) for run in runs if run["variant"] == values.index[0])
-    titles = {values.columns[1]: "erased at the\noperating point's step", "PSR-1 at ESR-1 95": "kept where\n95 % are erased"}
-    titles |= {"PSR-1, largest step": "kept at the\nlargest step", "with the key": "recovered\nwith the key"}
+    concepts = sum(len(run["erased"]) for run in runs if run["variant"] == values.index[0])
+    titles = {
+        "ESR-1, operating point's step": ("erased at the\noperating point's step", "ESR-1"),
+        "PSR-1 at ESR-1 95": ("kept where\n95 % are erased", "PSR-1"),
+        "PSR-1, largest step": ("kept at the\nlargest step", "PSR-1"),
+        "with the key": ("recovered\nwith the key", "images"),
+    }
     titles = {column: title for column, title in titles.items() if column in values}
-    figure, axes = plt.subplots(
-        1, len(titles), figsize=(9.4, max(3, 0.21 * len(values) + 1.2)), sharey=True, layout="constrained"
-    )
-    for ax, (column, title) in zip(axes, titles.items()):
+    height = max(3, 0.21 * len(values) + 1.2)
+    figure, axes = plt.subplots(1, len(titles), figsize=(9.4, height), sharey=True, layout="constrained")
+    lowest = values[[column for column in titles if column != "with the key"]].min().min() - 10
+    note = {"ha": "center", "va": "center", "fontsize": 7, "color": "#777777"}
+    for ax, (column, (title, rate)) in zip(axes, titles.items()):
+        images = concepts * record.settings["key_seeds" if column == "with the key" else "seeds"]
         ax.axvline(values[column].iloc[0], color=plots.COLORS["blue"], lw=4, alpha=0.2)
         for y, (name, value) in enumerate(values[column].items()):
-            style = plots.style(methods[name])
+            look = plots.style(methods[name])
             if np.isfinite(value):
-                ax.hlines(y, *wilson(value, images), color=style["color"], lw=1)
-                ax.plot(value, y, ms=7, **style)
+                ax.hlines(y, *wilson(value, images), color=look["color"], lw=1)
+                ax.plot(value, y, ms=7, **look)
             else:
-                note = "no key" if column == "with the key" else "erases less"
-                ax.text(0.5, y, note, transform=ax.get_yaxis_transform(), ha="center", va="center", fontsize=7, color="#777777")
+                text = "no key" if column == "with the key" else "erases less than 95 %"
+                ax.text(0.5, y, text, transform=ax.get_yaxis_transform(), **note)
+        method_rows(ax, [methods[name] for name in values.index], values.index)
         ax.grid(axis="y", color="#e6e6e6", lw=0.6)
         ax.set_title(title)
-        plots.percent_axis(ax, "x", "PSR-1" if "kept" in title else "ESR-1" if "erased" in title else "images")
-        ax.set_xlim(min(75, np.floor(ax.dataLim.x0) - 2) if column != "with the key" else -8, 102 if column != "with the key" else 108)
-    method_rows(axes[0], [methods[name] for name in values.index], values.index)
+        plots.percent_axis(ax, "x", rate, (-8, 108) if column == "with the key" else (lowest, 102))
     return {"objects_ablations": figure}
 
 
