@@ -8,6 +8,11 @@ NOTEBOOK, VERSION, UNIT = "15_probes", 1, "images a class"  # raise VERSION when
 ROWS = "models"  # the setting that erasures given to `run` are added to
 PROBES = ("completion", "inpainting", "noise", "guidance", "inversion")
 VERIFY = {"models": ("uce",), "probes": ("completion", "inversion")}
+# What a probe's settings are, in the figures; and the models and probes whose images are shown.
+LABELS = {"completion": "first steps by the base", "inpainting": "share of the\nside filled", "noise": "best of many"}
+LABELS |= {"guidance": "scale of the\nclassifier's guidance", "inversion": "redrawn from the\nfound noise with"}
+SHOWN = ("base", "oracle", "esd-x", "adavd", "age", "kpop", "kpop-anchor")
+SHOWN_PROBES = ("completion", "inpainting", "guidance")
 
 
 @dataclass(frozen=True)
@@ -275,12 +280,41 @@ def framed(record):
 
 
 def figures(record) -> dict:
-    """A heat map for each probe: models by its settings."""
+    """A heat map for each probe, models by its settings; and images of the first class."""
     from .kit.probed import draw_grids, rate_grids
 
-    models = record.data["models"]
-    groups = framed(record).groupby("probe", sort=False)
-    return {"probes": draw_grids({probe: rate_grids(own, models)[0] for probe, own in groups})}
+    models, frame = record.data["models"], framed(record)
+    names = {"prompt, guided": "prompt,\nguided", "no text": "no\ntext"}
+    short = [f"{a:g}" if isinstance(a, float | int) else names.get(a, a) for a in frame["at"]]
+    groups = frame.assign(column=short).groupby("probe", sort=False)
+    labels = LABELS | ({"noise": f"best of\n{frame.tries.max():.0f} images"} if "tries" in frame else {})
+    heatmaps = draw_grids({probe: rate_grids(own, models)[0] for probe, own in groups}, labels)
+    return {"probes": heatmaps, "probes_images": images_figure(record)}
+
+
+def images_figure(record):
+    """The first class by probe and setting, a row for each of some models; all from one seed."""
+    from .kit.plots import image_grid
+
+    settings = {"completion": "first_steps", "inpainting": "holes", "guidance": "guidance_scales"}
+    shown = {probe: drawn(record, probe) for probe in SHOWN_PROBES if probe in record.images}
+    rows = {m: [tile for own in shown.values() for tile in own[m]] for m in SHOWN if m in record.data["models"]}
+    titles = []
+    for probe in shown:
+        own = [f"{x:g}" for x in record.settings[settings[probe]]]
+        titles += ["picture", *own] if probe == "inpainting" else own
+    groups = {f"{p}: {LABELS[p]}".replace("\n", " "): len(own["base"]) for p, own in shown.items()}
+    groups = {name.replace("share of the side filled", "side filled"): n for name, n in groups.items()}
+    return image_grid(rows, titles, groups, size=0.6)
+
+
+def drawn(record, probe: str) -> dict[str, list]:
+    """Model -> its square images (H, H, 3) in a probe's picture, which has a row for each model."""
+    import numpy as np
+
+    pixels, models = np.asarray(record.images[probe].convert("RGB")), record.data["models"]
+    rows = np.split(pixels, len(models))
+    return {m: np.split(row, row.shape[1] // row.shape[0], axis=1) for m, row in zip(models, rows)}
 
 
 def table(record):
