@@ -8,11 +8,13 @@ NOTEBOOK, VERSION, UNIT = "15_probes", 1, "images a class"  # raise VERSION when
 ROWS = "models"  # the setting that erasures given to `run` are added to
 PROBES = ("completion", "inpainting", "noise", "guidance", "inversion")
 VERIFY = {"models": ("uce",), "probes": ("completion", "inversion")}
-# What a probe's settings are, in the figures; and the models and probes whose images are shown.
+# What a probe's settings are, in the figures.
 LABELS = {"completion": "first steps by the base", "inpainting": "share of the\nside filled", "noise": "best of many"}
 LABELS |= {"guidance": "scale of the\nclassifier's guidance", "inversion": "redrawn from the\nfound noise with"}
-SHOWN = ("base", "oracle", "esd-x", "adavd", "age", "kpop", "kpop-anchor")
-SHOWN_PROBES = ("completion", "inpainting", "guidance")
+SHOWN = ("base", "oracle", "esd-x", "adavd", "age", "kpop", "kpop-anchor")  # whose images are shown, of these probes
+SETTINGS = {"completion": "first_steps", "inpainting": "holes", "guidance": "guidance_scales"}
+HEADINGS = {"completion": "completion: steps by the base", "inpainting": "inpainting: side filled"}
+HEADINGS |= {"guidance": "classifier guidance: scale"}
 
 
 @dataclass(frozen=True)
@@ -289,22 +291,21 @@ def figures(record) -> dict:
     groups = frame.assign(column=short).groupby("probe", sort=False)
     labels = LABELS | ({"noise": f"best of\n{frame.tries.max():.0f} images"} if "tries" in frame else {})
     heatmaps = draw_grids({probe: rate_grids(own, models)[0] for probe, own in groups}, labels)
-    return {"probes": heatmaps, "probes_images": images_figure(record)}
+    images = {"probes_images": images_figure(record)} if any(probe in record.images for probe in SETTINGS) else {}
+    return {"probes": heatmaps} | images
 
 
 def images_figure(record):
     """The first class by probe and setting, a row for each of some models; all from one seed."""
     from .kit.plots import image_grid
 
-    settings = {"completion": "first_steps", "inpainting": "holes", "guidance": "guidance_scales"}
-    shown = {probe: drawn(record, probe) for probe in SHOWN_PROBES if probe in record.images}
+    shown = {probe: drawn(record, probe) for probe in SETTINGS if probe in record.images}
     rows = {m: [tile for own in shown.values() for tile in own[m]] for m in SHOWN if m in record.data["models"]}
-    titles = []
+    titles, models = [], record.data["models"]
     for probe in shown:
-        own = [f"{x:g}" for x in record.settings[settings[probe]]]
+        own = [f"{x:g}" for x in record.settings[SETTINGS[probe]]]
         titles += ["picture", *own] if probe == "inpainting" else own
-    groups = {f"{p}: {LABELS[p]}".replace("\n", " "): len(own["base"]) for p, own in shown.items()}
-    groups = {name.replace("share of the side filled", "side filled"): n for name, n in groups.items()}
+    groups = {HEADINGS[probe]: len(own[models[0]]) for probe, own in shown.items()}
     return image_grid(rows, titles, groups, size=0.6)
 
 

@@ -272,21 +272,22 @@ def figures(record) -> dict:
     labels = {"compression": "weights of the public model", "fine-tuning": "steps on pictures of other objects"}
     groups = frame.groupby("probe", sort=False)
     grids = draw_grids({probe: rate_grids(own, models)[0] for probe, own in groups}, labels)
-    return {"probes_weights": grids, "relearning": relearning_figure(record)}
+    found = {"relearning": relearning_figure(record)} if any("ratio" in row for row in relearning(record)) else {}
+    return {"probes_weights": grids} | found
 
 
 def relearning_figure(record):
     """Steps to a half of the images relative to the oracle's, a panel for each kind of training; at 1 stands the oracle."""
     import numpy as np
+    from matplotlib.lines import Line2D
 
     from .kit import plots
     from .kit.probed import methods_of
     from .operating_points import method_rows
 
-    rows, methods = [row for row in relearning(record) if "ratio" in row], methods_of(record.data["models"])
-    kinds = record.settings["kinds"]
+    rows, methods = relearning(record), methods_of(record.data["models"])
+    kinds, counts = record.settings["kinds"], record.settings["relearn_images"]
     figure, axes = plots.panels(len(kinds), columns=2, height=0.25 * len(methods) + 0.7)
-    counts = record.settings["relearn_images"]
     for ax, kind in zip(axes, kinds):
         for n, count in enumerate(counts):
             own = {r["model"]: r["ratio"] for r in rows if r["column"] == relearning_column(kind, count)}
@@ -296,16 +297,18 @@ def relearning_figure(record):
                 look = {"ms": 5, "lw": 1, "color": plots.style(method)["color"], "marker": "o"} | fill
                 ax.errorbar([value], [y + shift], xerr=[[max(value - low, 0)], [max(high - value, 0)]], **look)
         ax.axvline(1, color=plots.COLORS["green"], lw=1.2, zorder=0)
-        ax.set_title(kind if kind == kinds[-1] else f"{kind}, rank {record.settings['rank']}")
+        ax.set_title(f"{kind} of rank {record.settings['rank']}" if kind == "LoRA" else kind)
         ax.set_xscale("log")
         ax.set_xticks([0.03, 0.1, 0.3, 1], ["0.03", "0.1", "0.3", "1 =\noracle"])
         ax.minorticks_off()
+        ax.tick_params(axis="y", length=0)
     method_rows(axes[0], methods)
-    figure.supxlabel("1 + steps to 50 % of the images, relative to the oracle's, with 95 % intervals", fontsize=9)
-    fills = [plots.plt.Line2D([], [], marker="o", ls="", ms=5, color="#444444", mfc="white"),
-             plots.plt.Line2D([], [], marker="o", ls="", ms=5, color="#444444")]
+    text = "← sooner          1 + training steps to 50 % of the images, relative to the oracle's; bars: 95 % intervals"
+    figure.supxlabel(text, fontsize=9)
+    look = {"marker": "o", "ls": "", "ms": 5, "color": "#444444"}
+    marks = [Line2D([], [], **look | ({} if n else {"mfc": "white"})) for n in range(len(counts))]
     names = [f"relearned from {count} picture{'s' * (count > 1)}" for count in counts]
-    figure.legend(fills[-len(names):], names, ncols=2, loc="outside upper center")
+    figure.legend(marks, names, ncols=2, loc="outside upper center")
     return figure
 
 

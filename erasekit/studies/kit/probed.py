@@ -112,6 +112,7 @@ def draw_grids(grids: dict, labels: dict):
         image = heatmap(ax, grid + 1e-6, "", cmap="cividis", colorbar=False, vmin=0, vmax=100)
         ax.axhline(len(rows) - len(methods_of(rows)) - 0.5, color="white", lw=5)
         ax.set_title(title)
+        ax.tick_params(axis="x", labelsize=7)
         ax.set_xlabel(labels[title], fontsize=8)
     for label, model in zip(axes[0, 0].get_yticklabels(), grid.index):
         label.set(color=style(model)["color"], weight=weight(model))
