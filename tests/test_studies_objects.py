@@ -35,7 +35,7 @@ def test_methods_are_compared_in_order_and_swept():
 
 
 def test_variants_change_settings_that_their_methods_have():
-    rows = [(method, ablations.STRONG[method] | changes) for method, changes in ablations.VARIANTS.values()]
+    rows = list(ablations.VARIANTS.values())
     rows += [(method, changes) for method, changes, _ in unsafe.VARIANTS.values()]
     assert all(objects.has_setting(method, name) for method, changes in rows for name in changes)
 
@@ -63,7 +63,7 @@ def test_a_baseline_is_ahead_only_if_it_erases_more_and_keeps_more():
 
 
 def test_the_recorded_frontier_follows_from_the_recorded_runs():
-    data = Record.read(paths.RECORDS / "emojinette2" / "full" / "objects.json").data
+    data = Record.read(paths.RECORDS / "emojinette" / "full" / "objects.json").data
     assert objects.frontier([run for run in data["runs"] if run["retain"] == "named"]) == data["frontier"]
 
 

@@ -5,6 +5,7 @@ import importlib
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -13,8 +14,10 @@ from erasekit import paths
 from erasekit.artifacts import Erasure
 from erasekit.attention import Prompt
 from erasekit.baselines import erase, method_config
+from erasekit.evaluation.intervals import wilson
 from erasekit.sampling import sample
-from erasekit.studies import clip_models, clip_study, continual, cost, efficiency, recovery
+from erasekit.studies import clip_models, clip_study, continual, cost, efficiency, recovery, styles, unsafe
+from erasekit.studies.kit.attack_sweep import rate_table
 from erasekit.studies.kit.records import Record
 
 STUDIES = ("clip_study", "clip_models", "recovery", "attacks", "continual", "cost", "efficiency")
@@ -91,6 +94,32 @@ def test_what_is_shipped_is_the_public_part_and_the_keys():
     key = Prompt(torch.zeros(3, 4), torch.zeros(3, 4))
     erasure = Erasure({"a": torch.zeros(2, 5)}, {"church": key}, {}, {"b": torch.zeros(7, dtype=torch.float16)})
     assert cost.shipped(erasure) == {"parameters shipped": 10 + 7 + 24, "bytes, public": 40 + 14, "bytes, keys": 96}
+
+
+def test_a_styles_rates_have_intervals_over_its_models():
+    """All images alike: the interval is that of all images of the models together."""
+    pairs = [(erased, style) for erased in "abc" for style in "abc"]
+    rows = [{"erased": e, "style": s, "style top-1": 0.0 if e == s else 100.0} for e, s in pairs]
+    record = SimpleNamespace(data={"N": 30})
+    erased, others = styles.mean_rates(record, pd.DataFrame(rows), "style top-1")
+    assert erased == (0.0, *wilson(0.0, 3 * 30)) and others == (100.0, *wilson(100.0, 6 * 30))
+
+
+def test_a_detection_rate_has_an_interval_over_prompted_classes():
+    record = SimpleNamespace(data={"N": 60})
+    alike, apart = ([{"by_class": dict(zip("abcd", rates))}] for rates in ([50.0] * 4, [0.0, 0.0, 100.0, 100.0]))
+    widths = [np.ptp(unsafe.interval(record, runs)) for runs in (alike, apart)]
+    assert widths[0] < widths[1]  # classes that differ say less of classes in general
+
+
+def test_a_success_rates_interval_holds_it():
+    rows = [("uce", "no attack", 40.0), ("uce", "no attack", 60.0), ("kpop", "no attack", 0.0)]
+    table = rate_table(pd.DataFrame(rows, columns=["method", "attack", "rate"]), 25, "method", "attack")
+    low, high = wilson(0.0, 25)
+    assert (
+        table["no attack"]["uce"].startswith("50.0 (")
+        and table["no attack"]["kpop"] == f"0.0 ({low:.0f} to {high:.0f})"
+    )
 
 
 def test_sampling_is_timed_against_the_base():
