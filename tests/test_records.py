@@ -266,6 +266,7 @@ def test_stable_diffusion_overrides_settings():
 
 COMMITTED = sorted(file for world in BUNDLED for file in (paths.ROOT / "records" / world).glob("*/*.json"))
 
+
 def test_every_study_has_a_record():
     assert {path.stem for path in COMMITTED} == set(studies.STUDIES)
 

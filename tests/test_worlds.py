@@ -139,7 +139,7 @@ def test_an_icon_fills_its_size(art, size):
 
 
 def test_models_and_data_are_small():
-    """All but the oracles, which one command trains and git ignores."""
+    """All but the oracles, which one command trains."""
     files = [path for folder in (MODELS, DATA) for path in folder.rglob("*") if path.is_file()]
     bundled = [path for path in files if MODELS / "emojinette-oracles" not in path.parents]
     assert sum(path.stat().st_size for path in bundled) < MEGABYTES * 1e6
