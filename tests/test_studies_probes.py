@@ -515,12 +515,8 @@ def test_all_probes_of_weights_run_once(world, monkeypatch):
     frame = pd.DataFrame(data["runs"])
     assert set(frame.probe) == set(probes_weights.PROBES)
     assert set(frame[frame.probe == "relearning"]["kind"]) == set(probes_weights.KINDS)
-    assert (
-        [r["at"] for r in data["runs"] if (r["model"], r["probe"], r["access"]) == ("base", "fine-tuning", "erased")]
-        == [0, 1]
-        if "access" in frame
-        else False
-    )
+    tuned = frame[(frame.model == "base") & (frame.probe == "fine-tuning") & (frame.access == "erased")]
+    assert tuned["at"].to_list() == [0, 1] and set(tuned.concept) == {"church"}
     monkeypatch.setattr(probes_weights, "class_rows", lambda *arguments, **about: pytest.fail("measured again"))
     monkeypatch.setattr("erasekit.evaluation.attack_success.success_rate", lambda *a, **b: pytest.fail("again"))
     assert probes_weights.compute(world, s)[0] == data
