@@ -43,7 +43,7 @@ def count_evaluations(unet) -> Iterator[Count]:
 
 @dataclass
 class Usage:
-    """`seconds`: wall time. `peak_mb`: peak memory above that at the start, in megabytes."""
+    """`seconds`: see `measure`. `peak_mb`: peak memory above that at the start, in megabytes."""
 
     seconds: float = 0.0
     peak_mb: float = 0.0
@@ -51,9 +51,10 @@ class Usage:
 
 @contextmanager
 def measure(device) -> Iterator[Usage]:
-    """Measure a block's time and peak memory: torch's allocations on a GPU, else the process's resident memory.
+    """Measure a block's time and peak memory.
 
-    Free memory is first returned to the system, where the C library can, so that the block cannot reuse it unseen.
+    On a GPU, wall-clock seconds and torch's allocations; on a CPU, the process's own seconds, whatever else the machine does,
+    and its resident memory. Free memory is first returned to the system, where the C library can, so that the block cannot reuse it unseen.
     """
     usage, cuda = Usage(), torch.device(device).type == "cuda"
     gc.collect()
@@ -73,13 +74,14 @@ def measure(device) -> Iterator[Usage]:
 
         poller = threading.Thread(target=poll, daemon=True)
         poller.start()
-    start = time.perf_counter()
+    clock = time.perf_counter if cuda else time.process_time
+    start = clock()
     try:
         yield usage
     finally:
         if cuda:
             torch.cuda.synchronize(device)
-        usage.seconds = time.perf_counter() - start
+        usage.seconds = clock() - start
         if cuda:
             peak = torch.cuda.max_memory_allocated(device)
         else:

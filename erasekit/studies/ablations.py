@@ -1,4 +1,4 @@
-"""04: what of KPOP moves the frontier? One setting changed at a time, on concepts and seeds that no table reports."""
+"""03: what moves KPOP, and what does not? One setting changed at a time, on concepts and seeds that no table reports."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import pandas as pd
 
 from .operating_points import method_rows
 
-NOTEBOOK, VERSION, UNIT = "04_objects", 1, "images a class"  # raise VERSION when the numbers should change
+NOTEBOOK, VERSION, UNIT = "03_prompt_length", 1, "images a class"  # raise VERSION when the numbers should change
 
 # Row -> method, and what is changed of its operating point.
 VARIANTS = {
@@ -32,7 +32,6 @@ VARIANTS = {
     "spm": ("spm", {}),
     "spm, always on": ("spm", {"transport": False}),
 }
-MAIN = ("kpop", "anchor", "esd-x", "ca", "spm")  # the curves that the figure names
 
 
 @dataclass(frozen=True)
@@ -96,55 +95,46 @@ def curves(record) -> pd.DataFrame:
 
 
 def figures(record) -> dict:
-    """What each variant keeps at 95 % erased, how well its key works, and the curves behind the first."""
+    """A row for each variant: erased at the operating point's step, kept there and beyond, and recovered with the key."""
     import matplotlib.pyplot as plt
 
+    from ..evaluation.intervals import wilson
     from .kit import plots
 
-    frame, values = curves(record), table(record).replace("", np.nan).astype(float)
-    methods = {run["variant"]: run["method"] for run in record.data["runs"]}
-    kept = values["PSR-1 at ESR-1 95"]
-    keys, reference = values.get("with the key", kept * np.nan), np.nan_to_num(kept.iloc[0], nan=80)
-    figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(9.4, max(3, 0.2 * len(values) + 1.2)), width_ratios=[1.2, 0.6, 1.4], layout="constrained"
-    )
-    left.axvline(reference, color=plots.COLORS["blue"], lw=4, alpha=0.2)
-    for y, name in enumerate(values.index):
-        style = plots.style(methods[name])
-        note = {"y": y, "va": "center", "fontsize": 7, "color": "#777777"}
-        if np.isfinite(kept[name]):
-            left.plot([reference, kept[name]], [y, y], color=style["color"], lw=1)
-            left.plot(kept[name], y, ms=7, **style)
-        else:
-            left.text(x=reference + 1, s="erases less than 95 %", **note)
-        if frame[frame.variant == name]["ESR-1"].iloc[0] > 95:
-            left.text(x=kept[name] + 1.5, s="or more", **note)
-        if np.isfinite(keys[name]):
-            middle.plot(keys[name], y, ms=7, **style)
-        else:
-            middle.text(x=50, s="no key", ha="center", **note)
-    for ax, names in ((left, values.index), (middle, [""] * len(values))):
-        method_rows(ax, [methods[name] for name in values.index], names)
+    values, runs = table(record).replace("", np.nan).astype(float), record.data["runs"]
+    methods = {run["variant"]: run["method"] for run in runs}
+    concepts = sum(len(run["erased"]) for run in runs if run["variant"] == values.index[0])
+    titles = {
+        "ESR-1, operating point's step": ("erased at the\noperating point's step", "ESR-1"),
+        "PSR-1 at ESR-1 95": ("kept where\n95 % are erased", "PSR-1"),
+        "PSR-1, largest step": ("kept at the\nlargest step", "PSR-1"),
+        "with the key": ("recovered\nwith the key", "images"),
+    }
+    titles = {column: title for column, title in titles.items() if column in values}
+    height = max(3, 0.21 * len(values) + 1.2)
+    figure, axes = plt.subplots(1, len(titles), figsize=(9.4, height), sharey=True, layout="constrained")
+    lowest = values[[column for column in titles if column != "with the key"]].min().min() - 10
+    note = {"ha": "center", "va": "center", "fontsize": 7, "color": "#777777"}
+    for ax, (column, (title, rate)) in zip(axes, titles.items()):
+        images = concepts * record.settings["key_seeds" if column == "with the key" else "seeds"]
+        ax.axvline(values[column].iloc[0], color=plots.COLORS["blue"], lw=4, alpha=0.2)
+        for y, (name, value) in enumerate(values[column].items()):
+            look = plots.style(methods[name])
+            if np.isfinite(value):
+                ax.hlines(y, *wilson(value, images), color=look["color"], lw=1)
+                ax.plot(value, y, ms=7, **look)
+            else:
+                text = "no key" if column == "with the key" else "erases less than 95 %"
+                ax.text(0.5, y, text, transform=ax.get_yaxis_transform(), **note)
+        method_rows(ax, [methods[name] for name in values.index], values.index)
         ax.grid(axis="y", color="#e6e6e6", lw=0.6)
-    plots.percent_axis(left, "x", "Kept: PSR-1 at 95 % erased, %", (min(left.get_xlim()[0], 80), 107))
-    plots.percent_axis(middle, "x", "Recovered\nwith the key, %", (-8, 108))
-    ends = {}
-    right.axvline(95, color=plots.COLORS["blue"], lw=4, alpha=0.2)
-    for name, own in frame.groupby("variant", sort=False):
-        line = {"color": "#c9c9c9", "lw": 0.8}
-        if name in MAIN:
-            line = {"color": plots.style(methods[name])["color"], "lw": 1.8, "zorder": 3}
-            ends[methods[name]] = own["PSR-1"].iloc[-1]
-        right.plot(own["ESR-1"], own["PSR-1"], **line)
-    right.set_title("The curves (grey: the other variants)")
-    plots.percent_axis(right, "x", "Erased: ESR-1, %", (frame["ESR-1"].min() - 2, 100.8))
-    plots.percent_axis(right, "y", "Kept: PSR-1, %", (frame["PSR-1"].min() - 3, 102))
-    plots.label_ends(right, ends)
+        ax.set_title(title)
+        plots.percent_axis(ax, "x", rate, (-8, 108) if column == "with the key" else (lowest, 102))
     return {"objects_ablations": figure}
 
 
 def table(record) -> pd.DataFrame:
-    """What each variant keeps where 95 % are erased, interpolated along its curve, and with its operating point's step.
+    """What each variant keeps where 95 % are erased, interpolated along its curve, and its rates at two steps.
 
     A curve that starts above 95 % keeps at least what it keeps at its start; one that ends below has no value.
     """
@@ -158,6 +148,7 @@ def table(record) -> pd.DataFrame:
             "ESR-1, operating point's step": trained["ESR-1"],
             "ESR-5, operating point's step": trained["ESR-5"],
             "PSR-1, operating point's step": trained["PSR-1"],
+            "PSR-1, largest step": y[-1],
         }
         if "with the key" in (group := keys.get_group(name)):
             rows[name]["with the key"] = group["with the key"].mean()

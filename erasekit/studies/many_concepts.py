@@ -104,7 +104,10 @@ def tuned_prompt_lrs() -> dict[str, float]:
 
 
 def figures(record) -> dict:
-    """Erased, kept, and brought back with trained and untrained keys, by the number of concepts erased at once."""
+    """Erased, kept, and recovered with trained and untrained keys, by the number of concepts erased at once.
+
+    Dotted: what of the erased concepts is drawn without any key.
+    """
     from .kit import plots
 
     frame = pd.DataFrame(record.data["runs"])
@@ -119,11 +122,13 @@ def figures(record) -> dict:
             label, color, marker = looks.get(mechanism, (mechanism, "gold", "d"))
             where = [counts.index(n) for n in own["count"]]
             ax.plot(where, own[rate], marker=marker, ms=5, color=plots.COLORS[color], label=label)
+            if "key" in rate:
+                ax.plot(where, 100 - own["ESR-1"], ls=":", lw=1.2, color=plots.COLORS[color], label=f"{label}, without its key")
         ax.set_title(title)
         ax.set_xticks(range(len(counts)), counts)
     plots.percent_axis(axes[0], "y", "images")
     figure.supxlabel("concepts erased at once; every fifth key is not trained", fontsize=9)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return {"many_concepts": figure}
 
 

@@ -166,12 +166,17 @@ def label(record, changes: dict) -> str:
 
 
 def figures(record) -> dict:
-    """Left: mechanisms. Middle: the weight of the prompted term in both readings. Right: keys that were never trained."""
+    """Left: mechanisms. Middle: the weight of the prompted term in both readings. Right: keys that were never trained.
+
+    Lines on the left are Wilson's 95 % intervals, over the images of all training seeds.
+    """
     import matplotlib.pyplot as plt
 
+    from ..evaluation.intervals import wilson
     from .kit import plots
 
-    frame = read_runs(record)
+    frame, data = read_runs(record), record.data
+    images = len(data["trained"] + data["untrained"]) * data["N"] * data["training_seeds"]  # of each rate
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(9.4, 3.4), width_ratios=[1.1, 1.1, 1], layout="constrained"
     )
@@ -179,13 +184,14 @@ def figures(record) -> dict:
     plain = frame[frame.mechanism.notna() & frame.train_keys_for.isna()].groupby("mechanism", sort=False)[list(looks)]
     for offset, (rate, (name, color, marker)) in zip((-0.12, 0.12), looks.items()):
         y, mean, color = np.arange(plain.ngroups) + offset, plain.mean()[rate], plots.COLORS[color]
-        left.hlines(y, plain.min()[rate], plain.max()[rate], color=color, lw=1)
+        for height, value in zip(y, mean):
+            left.hlines(height, *(wilson(value, images) if np.isfinite(value) else (np.nan, np.nan)), color=color, lw=1)
         left.plot(mean, y, marker, color=color, ms=7, label=name)
     left.set_yticks(range(plain.ngroups), list(plain.groups))
-    lowest = np.nanmin([79.0, *plain.min().to_numpy().ravel() - 1])
+    lowest = np.nanmin([89.0, *plain.min().to_numpy().ravel() - 5])
     left.set(ylim=(plain.ngroups - 0.4, -0.6), title="how the prompt enters attention")
     left.grid(axis="x", color="#e5e5e5")
-    plots.percent_axis(left, "x", f"images, % (where {ESR} % are erased)", (lowest, 101))
+    plots.percent_axis(left, "x", f"images, % (at {ESR} % erased)", (lowest, 101))
     ends, colors = {}, {}
     for (target, (reading, _)), ls in zip(TARGETS.items(), ("-", "--")):
         own = frame[frame.prompted_target == target]
@@ -196,7 +202,7 @@ def figures(record) -> dict:
             middle.set_xticks(range(grid.shape[1]), [f"{lam:g}" for lam in grid.columns])
             ends[text], colors[text] = grid.iloc[:, -1].mean(), color
     middle.set(xlabel="weight (λ recoverable, b adversarial)", title="weight of the prompted term")
-    plots.percent_axis(middle, "y", f"images, % (where {ESR} % are erased)")
+    plots.percent_axis(middle, "y", f"images, % (at {ESR} % erased)")
     keys = frame[frame.train_keys_for.notna()].groupby("mechanism", sort=False)[["key, trained", "key, untrained"]]
     for offset, (rate, color) in zip((-0.2, 0.2), (("key, trained", "green"), ("key, untrained", "purple"))):
         x, mean = np.arange(keys.ngroups) + offset, keys.mean()[rate]
@@ -204,7 +210,7 @@ def figures(record) -> dict:
         right.bar_label(bars, fmt="%.0f", fontsize=8)
         right.vlines(x, keys.min()[rate], keys.max()[rate], color="black", lw=0.8)
     right.set_xticks(range(keys.ngroups), ["one prompt per\nconcept" if k == "shared" else k for k in keys.groups])
-    count, total = len(record.data["trained"]), len(record.data["trained"] + record.data["untrained"])
+    count, total = len(data["trained"]), len(data["trained"] + data["untrained"])
     right.set_title(f"keys trained for {count} of {total} concepts")
     plots.percent_axis(right, "y", "images with the key, %", (0, 108))
     for ax in (left, right):

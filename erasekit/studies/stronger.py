@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from .kit.erasures import TARGET_ESR
 from .operating_points import METHOD_NAMES, along_step
 
 NOTEBOOK, VERSION, UNIT = "04_objects", 2, "images an erased class"  # raise VERSION when the numbers should change
 RATES = ("ESR-1", "PSR-1", "others")
+LINES = ("esd-x", "uce", "ca", "adavd", "kpop", "kpop-anchor")  # whose lines the figure shows
 
 
 @dataclass(frozen=True)
@@ -89,62 +91,100 @@ def rates(world, erasure, groups: dict, steps: int) -> dict:
     return found | {"by_class": by_class}
 
 
-def intervals(record, run: dict) -> dict[str, tuple[float, float]]:
+def by_class(record, method: str) -> list[dict[str, np.ndarray]]:
+    """For each factor, the rates of all splits' classes: ESR-1 of the erased, PSR-1 and "others" of the kept."""
+    runs = [run for run in record.data["runs"] if run["method"] == method]
+    points = []
+    for factor in record.settings["factors"]:
+        own = [run["by_class"] for run in runs if run["factor"] == factor]
+        rates = {name: np.array([rate for each in own for rate in each[name].values()]) for name in RATES}
+        points.append(rates | {"ESR-1": 100 - rates["ESR-1"]})
+    return points
+
+
+def equal_erasure(record, method: str, target: float = TARGET_ESR) -> tuple[float, dict[str, np.ndarray]]:
+    """The part of the step at which a method first erases `target` percent, and each class's rates there, interpolated.
+
+    One that erases more at the gentlest factor is taken there, one that never does at the strongest.
+    """
+    factors, points = record.settings["factors"], by_class(record, method)
+    erased = [point["ESR-1"].mean() for point in points]
+    after = next((n for n, rate in enumerate(erased) if rate >= target), len(erased) - 1)
+    if after == 0 or erased[after] < target:
+        return factors[after], points[after]
+    part = (target - erased[after - 1]) / (erased[after] - erased[after - 1])
+    between = {name: points[after - 1][name] * (1 - part) + points[after][name] * part for name in RATES}
+    return factors[after - 1] * (1 - part) + factors[after] * part, between
+
+
+def intervals(record, rates: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
     """95 % intervals of one training's rates over classes and images, see `intervals.bootstrap`."""
     from ..evaluation.intervals import bootstrap
 
     s = record.settings
     images = {"ESR-1": s["seeds"], "PSR-1": s["kept_seeds"], "others": s["other_seeds"]}
-    seen = {name: np.array([*run["by_class"][name].values()]) for name in RATES}
-    return {name: bootstrap([100 - seen[name] if name == "ESR-1" else seen[name]], images[name]) for name in RATES}
+    return {name: bootstrap([rates[name]], images[name]) for name in RATES}
+
+
+def ranking(record) -> list[str]:
+    """The methods: first those that erase `TARGET_ESR` percent at some part of their step, by what they then keep of others."""
+    ends = {m: equal_erasure(record, m)[1] for m in record.settings["methods"]}
+    kept = {m: (round(rates["ESR-1"].mean(), 6) >= TARGET_ESR, rates["others"].mean()) for m, rates in ends.items()}
+    return sorted(kept, key=kept.get, reverse=True)
 
 
 def figures(record) -> dict:
-    """A line for each method, from its operating point on: what more erasure costs."""
+    """What each method keeps where all erase as much, and the lines of some of them along their step."""
     import matplotlib.pyplot as plt
-    from matplotlib.lines import Line2D
-    from matplotlib.patheffects import withStroke
 
     from .kit import plots
 
-    runs = record.data["runs"]
-    frame, between = pd.DataFrame(runs), [intervals(record, run) for run in runs]
-    labels = {"PSR-1": "Kept: the split's other classes, PSR-1, %"}
-    labels["others"] = f"Kept: {len(runs[0]['by_class']['others'])} other objects, %"
-    low, left = frame[["PSR-1", "others"]].min(axis=None) - 2, frame["ESR-1"].min() - 3
-    figure, axes = plt.subplots(1, 2, figsize=(9.4, 4.2), sharex=True, sharey=True, layout="constrained")
-    for ax, (rate, label) in zip(axes, labels.items()):
-        sides = {r: np.abs([np.subtract(b[r], run[r]) for b, run in zip(between, runs)]).T for r in ("ESR-1", rate)}
-        bars = {"fmt": "none", "ecolor": "#dddddd", "elinewidth": 0.8, "zorder": 0}
-        ax.errorbar(frame["ESR-1"], frame[rate], sides[rate], sides["ESR-1"], **bars)
-        for method, own in frame.groupby("method", sort=False):
-            ax.plot(own["ESR-1"], own[rate], color=plots.style(method)["color"], marker="o", mfc="white", ms=4, lw=1.2)
-            ax.plot(own["ESR-1"].iloc[0], own[rate].iloc[0], ms=7, lw=0, **plots.style(method))
-        ax.set(xlim=(left, 101), ylim=(low, 101), xlabel=f"Erased: {record.settings['split']}, ESR-1, %", ylabel=label)
-        ax.set_yticks([tick for tick in ax.get_yticks() if low <= tick <= 100])
-        starts = frame.groupby("method", sort=False).first()
-        plots.label_points(ax, {m: (starts["ESR-1"][m], starts[rate][m]) for m in starts.index}, markers=False)
-        for text in ax.texts:
-            text.set_path_effects([withStroke(linewidth=3, foreground="white")])
-    grey = {"color": "#4d4d4d", "marker": "o", "lw": 0}
-    parts = " and ".join(f"{factor:g}" for factor in frame["factor"].unique()[1:])
-    handles = {
-        "operating point": Line2D([], [], ms=7, **grey),
-        f"{parts} times its step": Line2D([], [], ms=4, mfc="white", **grey),
-        "95 % interval": Line2D([], [], color="#dddddd", marker="+", ms=9, lw=0),
-    }
-    figure.legend(handles.values(), handles, loc="outside upper center", ncols=3)
+    methods = ranking(record)
+    size = {"figsize": (9.4, 0.24 * len(methods) + 1.9), "width_ratios": [1.15, 1]}
+    figure, (left, right) = plt.subplots(1, 2, layout="constrained", **size)
+    looks = {"others": {"marker": "o", "color": "black"}, "PSR-1": {"marker": "s", "mfc": "white", "color": "#777777"}}
+    labels = {"others": "other objects", "PSR-1": "the split's other classes, PSR-1"}
+    low, short = 100.0, {}
+    for n, method in enumerate(methods):
+        _, rates = equal_erasure(record, method)
+        if round(rates["ESR-1"].mean(), 6) < TARGET_ESR:
+            short[n] = rates["ESR-1"].mean()
+            continue
+        between = intervals(record, rates)
+        for shift, name in ((0.14, "others"), (-0.14, "PSR-1")):
+            mean, (start, end) = rates[name].mean(), between[name]
+            sides = [[max(0, mean - start)], [max(0, end - mean)]]
+            left.errorbar(mean, shift - n, xerr=sides, ms=5, lw=1, **looks[name])
+            low = min(low, start)
+    for n, most in short.items():
+        left.text(low, -n, f"erases {most:.0f} % at most", va="center", fontsize=7.5, color="#777777")
+    left.set(ylim=(0.6 - len(methods), 0.6), xlim=(low - 1, 100.5), xlabel=f"kept where {TARGET_ESR:g} % are erased, %")
+    left.set_yticks([-n for n in range(len(methods))], methods)
+    for label in left.get_yticklabels():
+        label.set(color=plots.style(label.get_text())["color"], weight=plots.weight(label.get_text()))
+    handles = [plt.Line2D([], [], lw=0, ms=5, label=labels[name], **look) for name, look in looks.items()]
+    left.legend(handles=handles, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
+    for method in [m for m in LINES if m in methods]:
+        points = by_class(record, method)
+        x, y = ([point[name].mean() for point in points] for name in ("ESR-1", "others"))
+        right.plot(x, y, lw=1.4, ms=5, label=method, **plots.style(method))
+    right.axvline(TARGET_ESR, color="#bbbbbb", lw=1, ls=":", zorder=0)
+    right.set(xlabel="erased, ESR-1, %", ylabel="kept: other objects, %")
+    right.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
     return {"objects_stronger": figure}
 
 
 def table(record) -> pd.DataFrame:
-    """Every method at its operating point and beyond; in brackets 95 % intervals of one training."""
-    rows = {"base": {name: f"{record.data['base'][name]:.1f}" for name in RATES}}
-    for run in record.data["runs"]:
-        between = intervals(record, run)
-        row = {name: f"{run[name]:.1f} ({between[name][0]:.0f} to {between[name][1]:.0f})" for name in RATES}
-        rows[f"{run['method']}, × {run['factor']:g}"] = row | {"part of the step": f"{run['scale']:.2f}"}
-    others = f"{len(record.data['base']['by_class']['others'])} other objects"
-    return (
-        pd.DataFrame(rows).T.fillna("").rename(columns={"others": others}).rename_axis(f"%, {record.settings['split']}")
-    )
+    """Every method where it erases `TARGET_ESR` percent, best first; in brackets 95 % intervals of one training a split."""
+    base = record.data["base"].values()
+    rows = {"base": {name: f"{np.mean([each[name] for each in base]):.1f}" for name in RATES}}
+    for method in ranking(record):
+        factor, rates = equal_erasure(record, method)
+        between = intervals(record, rates)
+        row = {name: f"{rates[name].mean():.1f} ({between[name][0]:.0f} to {between[name][1]:.0f})" for name in RATES}
+        at_one = by_class(record, method)[record.settings["factors"].index(1.0)]["ESR-1"].mean()
+        rows[method] = row | {"times its step": f"{factor:.2f}", "ESR-1 at its own step": f"{at_one:.1f}"}
+    splits = " and ".join(record.settings["splits"])
+    others = f"{len(next(iter(base))['by_class']['others'])} other objects"
+    frame = pd.DataFrame(rows).T.fillna("").rename(columns={"others": others})
+    return frame.rename_axis(f"%, {splits}, all erasing {TARGET_ESR:g} %")
