@@ -1,6 +1,7 @@
 """Notebook 15's studies: which models are probed, that each is probed once, and what is counted of what is drawn."""
 
 import copy
+import re
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -170,10 +171,6 @@ def test_grids_have_means_and_intervals_in_the_models_order():
     assert np.isnan(numbers["y"]["uce"]) and texts["y"]["uce"] == ""
     low, high = bootstrap([np.array([40.0, 60.0])], 25)
     assert texts["x"]["uce"] == f"50.0 ({low:.0f} to {high:.0f})" and low < 45 < 55 < high
-    with style_sheet():
-        figure = probed.draw_grids({"one": numbers, "two": numbers[["x"]]})
-    assert [ax.get_title() for ax in figure.axes[:2]] == ["one", "two"]
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["base", "uce"]
 
 
 # ---------------------------------------------------------------------------------------------------- probes by sampling
@@ -353,7 +350,9 @@ def probes_record():
         runs += [about | {"probe": "guidance", "at": at, "clip": rate / 4} for at in (0.0, 3.0)]
         ways = ("no text", "prompt", "prompt, guided")
         runs += [about | {"probe": "inversion", "at": at, "surprise": [1.0, 2.0]} for at in ways]
-    return SimpleNamespace(data={"runs": runs, "models": ["base", "uce"], "N": 10})
+    images = {probe: Image.new("RGB", (2 * 16, 2 * 16)) for probe in ("completion", "guidance")}
+    settings = asdict(replace(probes.PRESETS["full"], first_steps=(0, 2), guidance_scales=(0.0, 3.0)))
+    return SimpleNamespace(data={"runs": runs, "models": ["base", "uce"], "N": 10}, images=images, settings=settings)
 
 
 def test_the_table_has_every_probe_and_what_backs_it():
@@ -373,11 +372,13 @@ def test_the_table_has_every_probe_and_what_backs_it():
 
 def test_the_figure_has_a_panel_for_each_probe():
     with style_sheet():
-        (figure,) = probes.figures(probes_record()).values()
-    titles = [ax.get_title() for ax in figure.axes[:-1]]
-    assert titles == ["completion", "noise", "guidance", "inversion"]
-    labels = [[label.get_text() for label in ax.get_xticklabels()] for ax in figure.axes[:-1]]
-    assert labels[0] == ["0 steps", "2 steps"] and labels[2] == ["scale 0", "scale 3"]
+        figure = probes.figures(probes_record())["probes"]
+    *panels, _ = figure.axes
+    assert [ax.get_title() for ax in panels] == ["completion", "noise", "guidance", "inversion"]
+    numbers = [[re.search(r"\d+|$", label.get_text())[0] for label in ax.get_xticklabels()] for ax in panels]
+    assert numbers[0] == ["0", "2"] and numbers[2] == ["0", "3"]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["base", "uce"]
+    assert panels[0].images[0].get_array().round().tolist() == [[100, 100], [20, 20]]
 
 
 # ------------------------------------------------------------------------------------------------------ probes of weights
@@ -587,7 +588,7 @@ def test_the_table_and_the_figure_of_weights(oracle):
     assert table.loc["LoRA, 1 picture: steps to 50 %", "uce"] == "1 (1 to 1)"
     assert ("LoRA, 1 picture: relative to the oracle" in table.index) == oracle
     with style_sheet():
-        (figure,) = probes_weights.figures(record).values()
+        figure = probes_weights.figures(record)["probes_weights"]
     assert [ax.get_title() for ax in figure.axes[:-1]] == ["compression", "fine-tuning"]
 
 

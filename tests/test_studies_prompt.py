@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,9 +15,11 @@ from erasekit import paths
 from erasekit.artifacts import Erasure
 from erasekit.attention import Prompt
 from erasekit.baselines import erase, method_config
+from erasekit.evaluation import attack_success
 from erasekit.evaluation.intervals import wilson
 from erasekit.sampling import sample
-from erasekit.studies import clip_models, clip_study, continual, cost, efficiency, recovery, styles, unsafe
+from erasekit.studies import SHORT_POOL, clip_models, clip_study, continual, cost, efficiency, recovery, styles, unsafe
+from erasekit.studies.kit import attack_sweep, erasures
 from erasekit.studies.kit.attack_sweep import rate_table
 from erasekit.studies.kit.records import Record
 
@@ -123,9 +126,78 @@ def test_a_success_rates_interval_holds_it():
 
 
 def test_sampling_is_timed_against_the_base():
-    timed = {"base": 2.0, "erased": 2.0, "with the key": 2.1}
-    record = SimpleNamespace(data={"sampled": [{"method": "base"}, {"method": "kpop", "timed": timed}]})
+    timed = {"method": "kpop", "seconds": {"base": 2.0, "erased": 2.0, "with the key": 2.1}}
+    record = SimpleNamespace(data={"timed": timed})
     assert cost.relative_times(record) == {"base": 100.0, "erased": 100.0, "with the key": pytest.approx(105.0)}
+
+
+@pytest.fixture
+def small(toy, tmp_path, monkeypatch):
+    """The toy as a benchmark of three objects."""
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    world, names = copy.copy(toy), ("church", "dog", "fish")
+    world.groups = {"classes": names[:2], "all": names, "S1": names[:1], "tuning": names[2:], "retained": ()}
+    world.pool_defaults, world.trajectories, world.category = SHORT_POOL, {}, "weapon"
+    return world
+
+
+def test_what_a_method_costs(small):
+    """UCE asks the U-Net nothing, KPOP its own training alone; sampling costs both halves of guidance, with a key too."""
+    points = {m: {"settings": {}, "scale": 1.0} for m in ("uce", "kpop")}
+    settings = replace(cost.PRESETS["smoke"], operating_points=points)
+    data, images = cost.compute(small, settings)
+    uce, kpop = data["rows"]
+    assert images == {} and (uce["method"], kpop["method"]) == ("uce", "kpop")
+    assert uce["evaluations"] == uce["with gradient"] == 0 < kpop["with gradient"] < kpop["evaluations"]
+    assert uce["evaluations a sampling step"] == kpop["evaluations a sampling step"] == 2.0
+    assert uce["bytes, keys"] == 0 < kpop["bytes, keys"] and uce["bytes, public"] > 0
+    assert data["timed"]["method"] == "kpop" and set(data["timed"]["seconds"]) == {"base", "erased", "with the key"}
+    assert cost.compute(small, settings)[0] == data  # from the cells' cache, times and all
+    record = SimpleNamespace(data=data)
+    table = cost.table(record)
+    assert table["evaluations"].to_dict() == {"uce": "0", "kpop": str(kpop["evaluations"])}
+    assert table["MB, keys"]["uce"] == "0.00" and table.index.name == "S1"
+    (left, right) = cost.figures(record)["cost"].axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["kpop", "uce"]
+    assert [bar.get_height() for bar in right.patches] == pytest.approx([*cost.relative_times(record).values()])
+
+
+@pytest.mark.parametrize("oracle", [True, False])
+@pytest.mark.parametrize("study", ["attacks", "recovery"])
+def test_the_base_and_the_oracle_are_attacked_as_the_methods_are(small, monkeypatch, study, oracle):
+    module, shows = importlib.import_module(f"erasekit.studies.{study}"), {"base": 100.0, "oracle": 0.0, "uce": 50.0}
+    unseen = Erasure({}, {}, small.identity | {"method": "oracle"})
+    asked = []
+
+    def success_rate(world, erasure, concept, seeds, steps, *found, **options):
+        asked.append((erasure.info["method"], concept))
+        return shows[erasure.info["method"]]
+
+    def sweep_learning_rates(world, methods, points, lrs, attacks, *rest):
+        return [{"attack": name, "lr": 0.1, "steps": 1, "rate": 1.0} for name in attacks]
+
+    monkeypatch.setattr(
+        type(small), "oracle", lambda self, concepts: unseen if oracle and "church" in concepts else None
+    )
+    monkeypatch.setattr(attack_success, "success_rate", success_rate)
+    searches = {name: (lambda *arguments: {0: None, 1: None}, False) for name in attack_success.ATTACKS}
+    monkeypatch.setattr(attack_success, "ATTACKS", searches)
+    monkeypatch.setattr("erasekit.evaluation.attacks.attack_images", lambda *arguments: None)
+    monkeypatch.setattr(attack_sweep, "sweep_learning_rates", sweep_learning_rates)
+    own = Erasure({}, {}, small.identity | {"method": "uce"})
+    monkeypatch.setattr(erasures, "train_cached", lambda *arguments: (own, 1.0))
+    points = {m: {"settings": {}, "scale": 1.0} for m in ("uce", "kpop")}
+    settings = replace(module.PRESETS["smoke"], methods=("uce",), operating_points=points)
+    data, _ = module.compute(small, settings)
+    frame = pd.DataFrame(data["runs"])
+    methods = ["base", "oracle", "uce"] if oracle else ["base", "uce"]
+    assert list(frame.method.unique()) == methods
+    assert frame.groupby("method").rate.unique().map(list).to_dict() == {m: [shows[m]] for m in methods}
+    counts = frame.groupby("method").size()
+    assert counts.nunique() == 1 and counts.iloc[0] > 4  # the same attacks
+    assert [row.split(": ")[-1] for row in module.table(SimpleNamespace(data=data)).index] == methods
+    before = len(asked)
+    assert module.compute(small, settings)[0] == data and len(asked) == before  # from the cells' cache
 
 
 def test_procedures_are_compared_with_the_published_one_on_their_split():
@@ -171,7 +243,6 @@ def smaller(record: Record, settings) -> Record:
     data = record.data = copy.deepcopy(record.data)
     for field, key in {
         "methods": "method",
-        "sampled": "method",
         "variants": "variant",
         "procedures": "procedure",
         "cases": "case",
@@ -179,8 +250,8 @@ def smaller(record: Record, settings) -> Record:
         "erased": "erased",
     }.items():
         keep = ("base", *getattr(settings, field, ()))
-        for part in ("runs", "rows", "sweep", "sampled"):
-            if len(keep) > 1 and part in data and not (field in ("methods", "sampled") and part == "sweep"):
+        for part in ("runs", "rows", "sweep"):
+            if len(keep) > 1 and part in data and not (field == "methods" and part == "sweep"):
                 data[part] = [row for row in data[part] if row.get(key, "base") in keep]
     if "splits" in data:
         data["splits"] = list(settings.splits)
