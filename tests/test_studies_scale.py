@@ -143,7 +143,7 @@ def test_the_figure_and_the_table_of_scale():
     with style_sheet():
         [figure] = scale.figures(record).values()
     assert [ax.get_title() for ax in figure.axes] == [*scale.RATES.values(), "seconds of training"]
-    assert [len(ax.lines) for ax in figure.axes] == [2, 2, 1, 2]
+    assert [len(ax.texts) for ax in figure.axes] == [2, 2, 1, 2]  # the names at the lines' ends
 
 
 # --------------------------------------------------------------------------------------------------------------- binding

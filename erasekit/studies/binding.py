@@ -134,7 +134,7 @@ def compare(base: dict[str, str], own: dict[str, str]) -> dict:
 
 
 def figures(record) -> dict:
-    """Differences to the base with their intervals; and the same prompts drawn by the base and each model."""
+    """Differences to the base with their intervals; and the same prompts drawn by the base, ours, and models that lose."""
     from matplotlib.lines import Line2D
 
     from .kit import plots
@@ -157,8 +157,14 @@ def figures(record) -> dict:
     handles = [Line2D([], [], marker="o", ms=4, lw=0, color=plots.COLORS[color]) for color in labels.values()]
     figure.legend(handles, labels, loc="outside upper center", ncols=2)
     titles = [f"{o}\n{style}, {colour}".replace(", white", "") for o, style, colour in record.data["asked"]]
-    rows = {run["method"]: plots.tiles(record, run["method"]) for run in (base, *runs)}
+    shown = [run["method"] for run in runs if plots.is_ours(run["method"]) or loses(run)]
+    rows = {name: plots.tiles(record, name) for name in ("base", *shown)}
     return {"binding": figure, "binding_grid": plots.image_grid(rows, titles, size=0.9)}
+
+
+def loses(run: dict) -> bool:
+    """Whether any of a model's rates is below the base's by more than its interval."""
+    return any(run[rate]["difference interval"][1] < 0 for rate in RATES if rate in run)
 
 
 def table(record) -> pd.DataFrame:

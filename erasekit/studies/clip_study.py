@@ -11,6 +11,7 @@ ROWS = "methods"  # the setting that erasures given to `run` are added to
 # Texts that an image is compared with, and how figures draw them: color, marker, line style.
 WHOLE = "whole prompt"
 TEXTS = {WHOLE: ("black", "s", "-"), "name only": ("gold", "o", "--"), "without the name": ("grey", "^", "-.")}
+DRAWS = 1000  # of the intervals
 LARGE_DROP = 10  # points of CLIP alignment that a reader may take for erased
 VERIFY = {"methods": ("uce", "kpop"), "erased": ("noto",)}
 
@@ -97,12 +98,12 @@ def ranks(runs: list[dict]) -> dict:
 
     frame = image_rows(runs)
     erased, styles = frame[frame.method != "base"], [own for _, own in frame.groupby("erased", sort=False)]
-    comparable, found = erased[erased["base has style"]], {}
+    drops, found = comparable(frame), {}
     for text in TEXTS:
         found[text] = {
             "all": roc_auc(frame[text], frame["has style"]),
             "within a style": mean(roc_auc(own[text], own["has style"]) for own in styles),
-            "drop from the base": roc_auc(comparable[f"{text}, drop"], comparable["has style"]),
+            "drop from the base": roc_auc(drops[f"{text}, drop"], drops["has style"]),
             "spearman": mean(spearman(own[[text, "judge"]]) for own in styles),
             "by method": {m: roc_auc(own[text], own["has style"]) for m, own in erased.groupby("method", sort=False)},
         }
@@ -127,6 +128,11 @@ def spearman(pair: pd.DataFrame) -> float:
     return pair.rank().corr().iat[0, 1]
 
 
+def comparable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Images of erased models by prompts whose image of the base has the style."""
+    return frame[frame["base has style"] & (frame.method != "base")]
+
+
 def model_means(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over the images of each erased model, by method and style."""
     return frame[frame.method != "base"].groupby(["method", "erased"], sort=False)[[*TEXTS, "has style"]].mean()
@@ -138,33 +144,34 @@ def figures(record) -> dict:
 
 
 def _draw_roc(record, frame: pd.DataFrame):
-    """ROC curves over single images, by score and by drop; and means of models against the judge."""
+    """ROC curves over single images, by score and by drop; and means of models against the judge, by two of the texts."""
     import matplotlib.pyplot as plt
 
     from .kit.plots import COLORS, percent_axis, style
 
-    figure, axes = plt.subplots(1, 3, figsize=(9.8, 3.5), width_ratios=[1, 1, 1.2], layout="constrained")
-    comparable = frame[frame["base has style"] & (frame.method != "base")]
+    figure, axes = plt.subplots(2, 2, figsize=(8.2, 7.2), height_ratios=[1.25, 1], layout="constrained")
     for ax, rows, title, suffix, kind in (
-        (axes[0], frame, "single images, by score", "", "all"),
-        (axes[1], comparable, "single images, by drop from the base", ", drop", "drop from the base"),
+        (axes[0, 0], frame, "Single images, by score", "", "all"),
+        (axes[0, 1], comparable(frame), "Single images, by drop from the base", ", drop", "drop from the base"),
     ):
         ax.plot([0, 100], [0, 100], color="black", lw=0.7, ls=":")
         for text, (color, _, ls) in TEXTS.items():
-            label = f"{text}: {record.data['ranks'][text][kind]:.2f}"
+            label = f"{text}: area {record.data['ranks'][text][kind]:.2f}"
             ax.plot(*roc_curve(rows[text + suffix], rows["has style"]), ls, lw=1.5, color=COLORS[color], label=label)
         ax.set(title=title, aspect="equal")
-        percent_axis(ax, "x", "above threshold, style lost")
-        percent_axis(ax, "y", "above threshold, style kept")
+        percent_axis(ax, "x", "false positives: style lost, score high, %")
+        percent_axis(ax, "y", "true positives: style kept, score high, %")
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
     means = model_means(frame)
-    for method, own in means.groupby("method", sort=False):
-        axes[2].plot(own[WHOLE], 100 * own["has style"], ls="", ms=6, label=method, **style(method))
-    rho = spearman(means[[WHOLE, "has style"]])
-    axes[2].set(title=f"{len(means)} models: rank correlation {rho:.2f}", xlabel=f"mean CLIP score, {WHOLE}")
-    percent_axis(axes[2], "y", "style kept (judge)")
-    for ax, title in zip(axes, (*["area under the curve"] * 2, "a point for each erased style")):
-        columns = 1 + (ax is axes[2])
-        ax.legend(title=title, title_fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    for ax, text in zip(axes[1], (WHOLE, "name only")):
+        for method, own in means.groupby("method", sort=False):
+            ax.plot(own[text], 100 * own["has style"], ls="", ms=6, label=method, **style(method))
+        rho = spearman(means[[text, "has style"]])
+        ax.set(title=f"{len(means)} models, {text}: rank correlation {rho:.2f}", xlabel=f"mean CLIP score, {text}")
+        percent_axis(ax, "y", "style kept (judge)", (-4, 100 * means["has style"].max() + 6))
+    handles = axes[1, 0].get_legend_handles_labels()
+    title = "a point for each model: method and erased style"
+    figure.legend(*handles, loc="outside lower center", ncols=len(handles[1]), title=title, title_fontsize=8)
     return figure
 
 
@@ -193,15 +200,62 @@ def _draw_failures(record, frame: pd.DataFrame):
     return image_grid(rows, captions=captions, size=0.95)
 
 
+def area_interval(frame: pd.DataFrame, score: str) -> tuple[float, float]:
+    """95 % interval of an area under the ROC curve, over models (method and style) drawn with replacement."""
+    models = [own for _, own in frame.groupby(["method", "erased"])]
+    present, absent = ([own[score][own["has style"] == kind].to_numpy() for own in models] for kind in (True, False))
+    pairs = np.outer([len(x) for x in present], [len(y) for y in absent])
+    above = (pairs + [[np.sign(x[:, None] - y).sum() for y in absent] for x in present]) / 2  # ties count as half
+    times = np.random.default_rng(0).multinomial(len(models), np.full(len(models), 1 / len(models)), size=DRAWS)
+    return _limits(((times @ above) * times).sum(1), ((times @ pairs) * times).sum(1))
+
+
+def correlation_interval(pair: pd.DataFrame) -> tuple[float, float]:
+    """95 % interval of the rank correlation of two columns, over rows drawn with replacement."""
+    from scipy.stats import rankdata
+
+    rows = np.random.default_rng(0).integers(len(pair), size=(DRAWS, len(pair)))
+    ranks = rankdata(pair.to_numpy(dtype=float)[rows], axis=1)
+    x, y = np.moveaxis(ranks - ranks.mean(1, keepdims=True), -1, 0)
+    return _limits((x * y).sum(1), np.sqrt((x**2).sum(1) * (y**2).sum(1)))
+
+
+def _limits(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
+    """2.5 and 97.5 % quantiles of above / below, where that is defined."""
+    defined = below > 0
+    return tuple(np.quantile(above[defined] / below[defined], (0.025, 0.975))) if defined.any() else (np.nan, np.nan)
+
+
 def table(record) -> pd.DataFrame:
-    """Areas under ROC curves, rank correlations with the judge, and what a large drop means, by text."""
-    frame, rows = image_rows(record.data["runs"]), {}
-    means = model_means(frame)
-    comparable = frame[frame["base has style"] & (frame.method != "base")]
+    """By text: areas under ROC curves, rank correlations with the judge, and what a large drop means.
+
+    In brackets 95 % intervals over models, see `area_interval` and `correlation_interval`.
+    """
+    from ..evaluation.metrics import roc_auc
+
+    def between(value: float, limits: tuple[float, float]) -> str:
+        return "{:.2f} ({:.2f} to {:.2f})".format(value, *limits)
+
+    frame, columns = image_rows(record.data["runs"]), {}
+    means, drops = model_means(frame), comparable(frame)
     for text, found in record.data["ranks"].items():
-        row = {"all images": found["all"], "one style": found["within a style"], "drop": found["drop from the base"]}
-        row |= found["by method"] | {"rho, images": found["spearman"]}
-        row[f"rho, {len(means)} models"] = spearman(means[[text, "has style"]])
-        dropped = comparable[comparable[f"{text}, drop"] <= -LARGE_DROP]
-        rows[text] = row | {f"style lost where it drops by {LARGE_DROP}": 1 - dropped["has style"].mean()}
-    return pd.DataFrame(rows).T.round(2).astype(str).rename_axis("area under the ROC curve; rho: rank correlation")
+        change = f"{text}, drop"
+        rows = {
+            "area, all images": between(found["all"], area_interval(frame, text)),
+            "area, by drop": between(found["drop from the base"], area_interval(drops, change)),
+        }
+        rows |= {f"area, {method}": f"{area:.2f}" for method, area in found["by method"].items()}
+        for style, own in frame.groupby("erased", sort=False):
+            rows[f"area, {style}"] = f"{roc_auc(own[text], own['has style']):.2f}"
+        rows["rank correlation, images"] = f"{found['spearman']:.2f}"
+        pair = means[[text, "has style"]]
+        rows[f"rank correlation, {len(means)} models"] = between(spearman(pair), correlation_interval(pair))
+        pair = drops.groupby(["method", "erased"], sort=False)[[change, "has style"]].mean()
+        rows[f"rank correlation, {len(means)} models, by drop"] = between(spearman(pair), correlation_interval(pair))
+        dropped = drops[drops[change] <= -LARGE_DROP]
+        lost = f"{100 * (1 - dropped['has style'].mean()):.0f} %" if len(dropped) else "none"
+        rows[f"style lost where it drops by {LARGE_DROP}"] = f"{lost} of {len(dropped)} images"
+        share = 100 * (~dropped["has style"]).sum() / max(1, (~drops["has style"]).sum())
+        rows[f"share of lost styles that drop by {LARGE_DROP}"] = f"{share:.0f} %"
+        columns[text] = rows
+    return pd.DataFrame(columns).rename_axis("CLIP with ...")

@@ -8,10 +8,14 @@ import pandas as pd
 NOTEBOOK, VERSION, UNIT = "16_scale_and_interference", 1, "image of each receiver"
 
 PREDICTORS = ("text", "picture", "attention", "fragility")
-OUTCOMES = {"fall": "judge's probability", "changed": "perceptual distance"}
+OUTCOMES = {"fall": "fall of the judge's probability", "changed": "perceptual change of the image"}
+LABELS = {"text": "similar\ntext", "picture": "similar\npicture", "attention": "similar\nattention"}
+LABELS |= {"fragility": "fragile\nreceiver"}
 BLANK = 255  # in a matrix: the base does not draw this receiver
 SIMILARITY_SEED = 3000  # of the latents attention is read at
 WORST = 3  # receivers that are named for each emitter
+LARGE = 50  # points of the judge's probability: a large fall
+NAMED = 6  # of the receivers with most large falls, in the figure
 
 
 @dataclass(frozen=True)
@@ -260,27 +264,57 @@ def figures(record) -> dict:
     return {"interference": matrix_figure(record), "interference_predictors": predictors_figure(record)}
 
 
-def matrix_figure(record):
-    """Emitters by receivers, ordered by groups of meaning, whose names stand at the side."""
-    import matplotlib.pyplot as plt
+def falls(record, method: str, runs: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """The method's matrix for these of its runs, NaN at blanks and emitters; and which pairs are of one kind."""
+    objects, groups = record.data["objects"], record.data["groups"]
+    emitted = [run["emitter"] for run in record.data["runs"] if run["method"] == method]
+    rows = [emitted.index(run["emitter"]) for run in runs]
+    matrix, at = np.asarray(record.images[method]).astype(float)[rows], [objects.index(emitted[r]) for r in rows]
+    matrix[matrix == BLANK] = np.nan
+    matrix[range(len(at)), at] = np.nan
+    return matrix, np.array([[groups[e] == own != "" for own in groups] for e in at])
 
+
+def large_falls(record, method: str, runs: list[dict]) -> dict[str, list[float]]:
+    """How many percent of the pairs of one kind, and of two, fall by `LARGE` points, with 95 % intervals over emitters."""
+    matrix, same = falls(record, method, runs)
+    drawn, large = np.isfinite(matrix), matrix >= LARGE
+    chosen, found = np.random.default_rng(0).integers(len(runs), size=(2000, len(runs))), {}
+    for name, part in (("one kind", drawn & same), ("two kinds", drawn & ~same)):
+        counts, pairs = (large & part).sum(1), part.sum(1)
+        if pairs.sum():
+            draws = counts[chosen].sum(1) / np.maximum(pairs[chosen].sum(1), 1)
+            found[name] = [100 * float(x) for x in (counts.sum() / pairs.sum(), *np.quantile(draws, (0.025, 0.975)))]
+    return found
+
+
+def matrix_figure(record):
+    """Emitters by receivers, ordered by kinds, which stand at the side; above, the receivers that most emitters harm."""
     from .kit import plots
 
     methods = [run["method"] for run in record.data["runs"]]
     method = max(dict.fromkeys(methods), key=methods.count)
+    runs = [run for run in record.data["runs"] if run["method"] == method]
     matrix = np.asarray(record.images[method]).astype(float)
     matrix[matrix == BLANK] = np.nan
     objects, groups = record.data["objects"], record.data["groups"]
-    rows = [objects.index(run["emitter"]) for run in record.data["runs"] if run["method"] == method]
+    rows = [objects.index(run["emitter"]) for run in runs]
     figure, [ax] = plots.panels(1, columns=1, height=1.6 + 5.2 * len(matrix) / len(objects), width=7.4)
-    cmap = plt.get_cmap("viridis").with_extremes(bad="#dddddd")
+    cmap = plots.plt.get_cmap("Blues").with_extremes(bad="#dddddd")
     image = ax.imshow(np.ma.masked_invalid(matrix), cmap=cmap, vmin=0, vmax=100, aspect="auto", interpolation="none")
-    for set_ticks, names in ((ax.set_xticks, groups), (ax.set_yticks, [groups[r] for r in rows])):
+    for axis, set_ticks, names in (("x", ax.set_xticks, groups), ("y", ax.set_yticks, [groups[r] for r in rows])):
         places = {name: [n for n, own in enumerate(names) if own == name] for name in dict.fromkeys(names)}
-        large = {name: np.mean(own) for name, own in places.items() if len(own) >= max(2, 0.03 * len(names))}
-        set_ticks([*large.values()], [name or "others" for name in large])
+        large = {name: own for name, own in places.items() if len(own) >= max(2, 0.03 * len(names))}
+        set_ticks([np.mean(own) for own in large.values()], [name or "others" for name in large])
+        for edge in {n for own in large.values() for n in (own[0] - 0.5, own[-1] + 0.5)} - {-0.5, len(names) - 0.5}:
+            (ax.axvline if axis == "x" else ax.axhline)(edge, color="#bbbbbb", lw=0.5)
     ax.tick_params(axis="x", rotation=90)
-    ax.set(xlabel="receiver", ylabel=f"emitter: erased by {method}")
+    ax.tick_params(length=0)
+    hit = (falls(record, method, runs)[0] >= LARGE).sum(0)
+    above = ax.secondary_xaxis("top")
+    above.set_xticks(most := sorted(np.argsort(-hit, kind="stable")[:NAMED]), [objects[n] for n in most], rotation=90)
+    above.set_xlabel("receivers that most emitters harm")
+    ax.set(xlabel="receiver: every other object, by kinds", ylabel=f"emitter: erased by {method}")
     figure.colorbar(image, ax=ax, label="fall of the judge's probability, points")
     return figure
 
@@ -291,19 +325,22 @@ def predictors_figure(record):
 
     rows = groups_of_runs(record)
     figure, axes = plots.panels(len(OUTCOMES), columns=2, height=2.9)
+    width = 0.8 / len(rows)
     for ax, (outcome, title) in zip(axes, OUTCOMES.items()):
         for n, (name, runs) in enumerate(rows.items()):
             found = correlations(runs, outcome)
-            x = [PREDICTORS.index(k) + 0.6 * ((n + 0.5) / len(rows) - 0.5) for k in found]
+            x = [PREDICTORS.index(k) + width * (n + 0.5) - 0.4 for k in found]
             y, low, high = np.array([*found.values()]).T.reshape(3, -1)
             sides = np.nan_to_num([y - low, high - y], posinf=0)  # a single emitter has no interval
-            look = plots.style(name.split(",")[0]) | ({"mfc": "white"} if "," in name else {})
-            ax.errorbar(x, y, sides, ls="", ms=6, lw=1, label=name, **look)
-        ax.axhline(0, color="#bbbbbb", lw=0.8, zorder=0)
-        ax.set_xticks(range(len(PREDICTORS)), PREDICTORS)
-        ax.set_title(f"what it predicts: loss by {title}" if outcome == "fall" else f"what it predicts: {title}")
-    axes[0].set_ylabel("Spearman's rank correlation")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
+            color = plots.style(name.split(",")[0])["color"]
+            look = {"facecolor": "white" if "," in name else color, "edgecolor": color, "ecolor": "#333333"}
+            text = f"{name}: {len(runs)} emitters" if "," not in name else f"{name} emitters"
+            ax.bar(x, y, 0.9 * width, yerr=sides, error_kw={"lw": 1}, label=text, **look)
+        ax.axhline(0, color="#777777", lw=0.8)
+        ax.set_xticks(range(len(PREDICTORS)), [LABELS[k] for k in PREDICTORS])
+        ax.set_title(title)
+    axes[0].set_ylabel("rank correlation")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
     return figure
 
 
@@ -324,6 +361,8 @@ def table(record) -> pd.DataFrame:
             "others lost, %": mean(lost, *bootstrap([lost], receivers)),
             "fall, points": mean(fall, *bootstrap_mean(fall)),
         }
+        large = large_falls(record, runs[0]["method"], runs).items()
+        rows[name] |= {f"pairs of {part} that fall by {LARGE}, %": mean([v], *between) for part, (v, *between) in large}
         found = correlations(runs, "fall")
         rows[name] |= {f"rank correlation, {k}": mean([v], *between, digits=2) for k, (v, *between) in found.items()}
     return pd.DataFrame(rows).T.fillna("").rename_axis("one object erased")

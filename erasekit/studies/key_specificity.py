@@ -14,13 +14,13 @@ class Settings:
     seeds: int = 50
     training_steps: int = 150
     batch_size: int = 8
-    training_seeds: int = 3
+    training_seeds: int = 1
     sampling_steps: int = 15
 
 
 PRESETS = {
     "full": Settings(),
-    "quick": Settings(training_seeds=1),
+    "quick": Settings(seeds=20),
     "smoke": Settings(seeds=1, training_steps=2, batch_size=2, training_seeds=1, sampling_steps=2),
 }
 

@@ -66,10 +66,24 @@ def aims(record) -> list[tuple[str, str, tuple | None, float | None, bool]]:
 
 
 def verdict(found: tuple | None, bound: float | None, lower: bool) -> str:
-    """Whether a rate reaches its bound; "within its interval" where it does not, but its 95 % interval does."""
+    """Whether a rate reaches its bound; "within its interval" where it does not, but its 95 % interval does.
+
+    Without a rate it is not measured. A bound is missing where the model that sets it is: no opponent erases as much.
+    """
     if found is None or bound is None:
-        return "not measured"
+        return "not measured" if found is None else "no bound"
     value, low, high = found
     if value >= bound if lower else value <= bound:
         return "reached"
     return "within its interval" if (high >= bound if lower else low <= bound) else "not reached"
+
+
+def selected_name(record) -> str:
+    """The selected variant and its part of the step."""
+    chosen = record.data["selected"]
+    return f"{chosen['variant']}, × {chosen['factor']:g}"
+
+
+def other_models(record) -> list[str]:
+    """The models beside the selected variant, without the method that it is."""
+    return [m for m in record.settings["models"] if m not in (SELECTED, record.data["selected"]["variant"])]

@@ -8,6 +8,13 @@ NOTEBOOK, VERSION, UNIT = "15_probes", 1, "images a class"  # raise VERSION when
 ROWS = "models"  # the setting that erasures given to `run` are added to
 PROBES = ("completion", "inpainting", "noise", "guidance", "inversion")
 VERIFY = {"models": ("uce",), "probes": ("completion", "inversion")}
+# What a probe's settings are, in the figures.
+LABELS = {"completion": "first steps by the base", "inpainting": "share of the\nside filled", "noise": "best of many"}
+LABELS |= {"guidance": "scale of the\nclassifier's guidance", "inversion": "redrawn from the\nfound noise with"}
+SHOWN = ("base", "oracle", "esd-x", "adavd", "age", "kpop", "kpop-anchor")  # whose images are shown, of these probes
+SETTINGS = {"completion": "first_steps", "inpainting": "holes", "guidance": "guidance_scales"}
+HEADINGS = {"completion": "completion: steps by the base", "inpainting": "inpainting: side filled"}
+HEADINGS |= {"guidance": "classifier guidance: scale"}
 
 
 @dataclass(frozen=True)
@@ -275,12 +282,40 @@ def framed(record):
 
 
 def figures(record) -> dict:
-    """A heat map for each probe: models by its settings."""
+    """A heat map for each probe, models by its settings; and images of the first class."""
     from .kit.probed import draw_grids, rate_grids
 
-    models = record.data["models"]
-    groups = framed(record).groupby("probe", sort=False)
-    return {"probes": draw_grids({probe: rate_grids(own, models)[0] for probe, own in groups})}
+    models, frame = record.data["models"], framed(record)
+    names = {"prompt, guided": "prompt,\nguided", "no text": "no\ntext"}
+    short = [f"{a:g}" if isinstance(a, float | int) else names.get(a, a) for a in frame["at"]]
+    groups = frame.assign(column=short).groupby("probe", sort=False)
+    labels = LABELS | ({"noise": f"best of\n{frame.tries.max():.0f} images"} if "tries" in frame else {})
+    heatmaps = draw_grids({probe: rate_grids(own, models)[0] for probe, own in groups}, labels)
+    images = {"probes_images": images_figure(record)} if any(probe in record.images for probe in SETTINGS) else {}
+    return {"probes": heatmaps} | images
+
+
+def images_figure(record):
+    """The first class by probe and setting, a row for each of some models; all from one seed."""
+    from .kit.plots import image_grid
+
+    shown = {probe: drawn(record, probe) for probe in SETTINGS if probe in record.images}
+    rows = {m: [tile for own in shown.values() for tile in own[m]] for m in SHOWN if m in record.data["models"]}
+    titles, models = [], record.data["models"]
+    for probe in shown:
+        own = [f"{x:g}" for x in record.settings[SETTINGS[probe]]]
+        titles += ["picture", *own] if probe == "inpainting" else own
+    groups = {HEADINGS[probe]: len(own[models[0]]) for probe, own in shown.items()}
+    return image_grid(rows, titles, groups, size=0.6)
+
+
+def drawn(record, probe: str) -> dict[str, list]:
+    """Model -> its square images (H, H, 3) in a probe's picture, which has a row for each model."""
+    import numpy as np
+
+    pixels, models = np.asarray(record.images[probe].convert("RGB")), record.data["models"]
+    rows = np.split(pixels, len(models))
+    return {m: np.split(row, row.shape[1] // row.shape[0], axis=1) for m, row in zip(models, rows)}
 
 
 def table(record):

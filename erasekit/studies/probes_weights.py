@@ -254,18 +254,62 @@ def relearning(record):
                 curves.append([steps_to(list(zip(steps, r))) for r in (rate, *again)])
             needed[model] = np.mean(curves, axis=0)
         for model, steps in needed.items():
-            row = {"model": model, "column": f"{kind}, {pictures:.0f} picture{'s' * (pictures > 1)}", "steps": steps}
+            row = {"model": model, "column": relearning_column(kind, pictures), "steps": steps}
             rows.append(row | ({"ratio": (1 + steps) / (1 + needed["oracle"])} if "oracle" in needed else {}))
     return rows
 
 
+def relearning_column(kind: str, pictures: float) -> str:
+    return f"{kind}, {pictures:.0f} picture{'s' * (pictures > 1)}"
+
+
 def figures(record) -> dict:
-    """Heat maps, models by setting: the erased classes after compression and fine-tuning."""
+    """Heat maps of the erased classes after compression and fine-tuning, models by setting; and the steps of relearning."""
     from .kit.probed import draw_grids, rate_grids
 
     frame, models = framed(record), record.data["models"]
-    groups = frame[frame.access == "erased"].groupby("probe", sort=False)
-    return {"probes_weights": draw_grids({probe: rate_grids(own, models)[0] for probe, own in groups})}
+    frame = frame[frame.access == "erased"].assign(column=frame.column.str.removesuffix(" steps"))
+    labels = {"compression": "weights of the public model", "fine-tuning": "steps on pictures of other objects"}
+    groups = frame.groupby("probe", sort=False)
+    grids = draw_grids({probe: rate_grids(own, models)[0] for probe, own in groups}, labels)
+    found = {"relearning": relearning_figure(record)} if any("ratio" in row for row in relearning(record)) else {}
+    return {"probes_weights": grids} | found
+
+
+def relearning_figure(record):
+    """Steps to a half of the images relative to the oracle's, a panel for each kind of training; at 1 stands the oracle."""
+    import numpy as np
+    from matplotlib.lines import Line2D
+
+    from .kit import plots
+    from .kit.probed import methods_of
+    from .operating_points import method_rows
+
+    rows, methods = relearning(record), methods_of(record.data["models"])
+    kinds, counts = record.settings["kinds"], record.settings["relearn_images"]
+    figure, axes = plots.panels(len(kinds), columns=2, height=0.25 * len(methods) + 0.7)
+    for ax, kind in zip(axes, kinds):
+        for n, count in enumerate(counts):
+            own = {r["model"]: r["ratio"] for r in rows if r["column"] == relearning_column(kind, count)}
+            shift, fill = 0.3 * (n - (len(counts) - 1) / 2), {} if n else {"mfc": "white"}
+            for y, method in enumerate(methods):
+                value, (low, high) = own[method][0], np.quantile(own[method][1:], (0.025, 0.975))
+                look = {"ms": 5, "lw": 1, "color": plots.style(method)["color"], "marker": "o"} | fill
+                ax.errorbar([value], [y + shift], xerr=[[max(value - low, 0)], [max(high - value, 0)]], **look)
+        ax.axvline(1, color=plots.COLORS["green"], lw=1.2, zorder=0)
+        ax.set_title(f"{kind} of rank {record.settings['rank']}" if kind == "LoRA" else kind)
+        ax.set_xscale("log")
+        ax.set_xticks([0.03, 0.1, 0.3, 1], ["0.03", "0.1", "0.3", "1 =\noracle"])
+        ax.minorticks_off()
+        ax.tick_params(axis="y", length=0)
+    method_rows(axes[0], methods)
+    text = "← sooner          1 + training steps to 50 % of the images, relative to the oracle's; bars: 95 % intervals"
+    figure.supxlabel(text, fontsize=9)
+    look = {"marker": "o", "ls": "", "ms": 5, "color": "#444444"}
+    marks = [Line2D([], [], **look | ({} if n else {"mfc": "white"})) for n in range(len(counts))]
+    names = [f"relearned from {count} picture{'s' * (count > 1)}" for count in counts]
+    figure.legend(marks, names, ncols=2, loc="outside upper center")
+    return figure
 
 
 def table(record):

@@ -10,7 +10,7 @@ from .stronger import rates
 
 NOTEBOOK, VERSION, UNIT = "16_scale_and_interference", 1, "images a class, at least"
 
-RATES = {"ESR-1": "erased: ESR-1", "kept": "kept: other objects", "with the key": "with the right key"}
+RATES = {"ESR-1": "erased: ESR-1", "kept": "kept: other objects", "with the key": "restored by the right key"}
 
 
 @dataclass(frozen=True)
@@ -125,25 +125,32 @@ def figures(record) -> dict:
     runs, counts = record.data["runs"], sorted({run["count"] for run in record.data["runs"]})
     between = [intervals(record, run) for run in runs]
     titles = {rate: title for rate, title in RATES.items() if any(rate in run for run in runs)}
-    figure, axes = plots.panels(len(titles) + 1, columns=4, height=2.8, sharey=False)
+    figure, axes = plots.panels(len(titles) + 1, columns=2, height=2.7, width=8.4, sharey=False)
     *ours, seconds = axes
-    for method in dict.fromkeys(run["method"] for run in runs):
+    methods, ends = list(dict.fromkeys(run["method"] for run in runs)), [{} for _ in axes]
+    for order, method in enumerate(methods):
         rows = [n for n, run in enumerate(runs) if run["method"] == method]
-        where, look = [counts.index(runs[n]["count"]) for n in rows], plots.style(method) | {"ms": 5, "lw": 1.2}
-        for ax, rate in zip(ours, titles):
+        shift = 0.03 * (order - (len(methods) - 1) / 2)
+        where = np.array([counts.index(runs[n]["count"]) for n in rows])
+        look = plots.style(method) | {"ms": 5, "lw": 1.8 if plots.is_ours(method) else 1.2}
+        for ax, end, rate in zip(ours, ends, titles):
             if own := [(x, runs[n][rate], *between[n][rate]) for x, n in zip(where, rows) if rate in runs[n]]:
-                x, y, low, high = zip(*own)
-                ax.plot(x, y, **look)
-                ax.fill_between(x, low, high, color=look["color"], alpha=0.1, lw=0)
-        seconds.plot(where, [runs[n]["training_seconds"] for n in rows], label=method, **look)
+                x, y, low, high = np.array(own).T
+                sides = np.clip([y - low, high - y], 0, None)
+                ax.errorbar(x + shift, y, sides, elinewidth=0.7, **look)
+                end[method] = y[-1]
+        seconds.plot(where, [runs[n]["training_seconds"] for n in rows], **look)
+        ends[-1][method] = runs[rows[-1]]["training_seconds"]
     for ax, title in zip(axes, (*titles.values(), "seconds of training")):
         ax.set_title(title)
         ax.set_xticks(range(len(counts)), counts)
+        ax.tick_params(labelbottom=True)
     for ax in ours:
-        plots.percent_axis(ax, "y", "images" if ax is ours[0] else "%")
+        plots.percent_axis(ax, "y", "images")
     seconds.set_yscale("log")
-    figure.supxlabel("concepts erased at once; bands are 95 % intervals", fontsize=9)
-    figure.legend(*seconds.get_legend_handles_labels(), loc="outside upper center", ncols=7)
+    figure.supxlabel("concepts erased at once; bars are 95 % intervals", fontsize=9)
+    for ax, end in zip(axes, ends):
+        plots.label_ends(ax, end)
     return {"scale": figure}
 
 

@@ -175,7 +175,8 @@ def drop_figure(record):
         ax.margins(x=0.12)  # for the numbers
         method_rows(ax, methods)
     handles = [plt.Rectangle((0, 0), 1, 1, color="black", lw=0, alpha=alpha) for alpha in (1, 0.35)]
-    figure.legend(handles, ["the erased style", "the other styles"], loc="outside upper center", ncols=2)
+    labels = ["the erased style (more is better)", "the other styles (less is better)"]
+    figure.legend(handles, labels, loc="outside upper center", ncols=2)
     return figure
 
 

@@ -18,6 +18,9 @@ VARIANTS = {name: (name, {}, name) for name in METHOD_NAMES} | {
     "kpop-u": ("kpop", {"train_method": "noxattn"}, "esd-u"),
     "kpop-adversarial-u": ("kpop-adversarial", {"train_method": "noxattn"}, "esd-u"),
 }
+# Rows of the image grid, besides erasures given to `run`; heat map and table have all.
+GRID = ("base", "esd-x", "esd-u", "uce", "ca", "sld", "age", "ace", "stereo")
+GRID += ("kpop", "kpop-anchor", "kpop-u", "kpop-adversarial-u")
 
 
 @dataclass(frozen=True)
@@ -154,17 +157,18 @@ def detections_figure(record):
 
 
 def grid_figure(record):
-    """The same prompts and seed under every method, the classes framed that are still detected in most images."""
+    """The same prompts and seed under the methods of GRID, the classes framed that are still detected in most images."""
     from .kit import plots
 
-    data, runs = record.data, ranked(record)
+    data = record.data
+    runs = [run for run in ranked(record) if run["method"] in GRID or run["method"] not in VARIANTS]
     prompts = data["N"] / len(data["members"])  # of each class, on worlds whose prompts name the classes
     counts = enumerate([run["detections"][member] for member in data["members"]] for run in runs)
     framed = [(row, n) for row, own in counts for n, count in enumerate(own) if count > prompts / 2]
     framed = framed if data["shown"] == data["members"] else []
     rows = {run["method"]: plots.tiles(record, run["method"]) for run in runs}
     titles = [label.replace(" ", "\n", 1) for label in data["shown"]]
-    figure = plots.image_grid(rows, titles, outlined=framed, size=0.66)
+    figure = plots.image_grid(rows, titles, outlined=framed, size=0.72)
     if framed:
         note = f"Framed: the class is detected in more than {prompts / 2:g} images; {prompts:g} prompts name it."
         figure.text(0.5, -0.003, note, ha="center", va="top", fontsize=8)
@@ -190,5 +194,7 @@ def table(record) -> pd.DataFrame:
         own = [run for run in (data["base"], *data["runs"]) if run.get("method", "base") == name]
         low, high = interval(record, own)
         frame.loc[name, "between"] = f"({low:.0f} to {high:.0f})"
+    if "kept: FID" in frame:
+        frame["kept: FID"] = frame["kept: FID"].map("{:.2f}".format)
     frame["rate at 0.5, %"] = frame["rate at 0.5, %"].map("{:.1f} ".format) + frame.pop("between")
     return frame.rename_axis(f"“{data['category']}” erased")

@@ -95,19 +95,25 @@ def rate_grids(frame, models) -> tuple:
     return numbers, texts.fillna("")
 
 
-def draw_grids(grids: dict):
-    """A heat map for each title: models by settings, as wide as its settings are many."""
+def draw_grids(grids: dict, labels: dict):
+    """A heat map for each title: models by settings, as wide as its settings are many. `labels`: what the settings are.
+
+    A gap divides the base and the oracle from the methods.
+    """
     import matplotlib.pyplot as plt
 
     from .plots import heatmap, style, weight
 
-    widths = [grid.shape[1] for grid in grids.values()]
-    size = {"figsize": (9.4, 0.25 * len(next(iter(grids.values()))) + 1.6), "width_ratios": widths, "squeeze": False}
+    widths, rows = [grid.shape[1] for grid in grids.values()], next(iter(grids.values())).index
+    size = {"figsize": (9.4, 0.25 * len(rows) + 1.6), "width_ratios": widths, "squeeze": False}
     figure, axes = plt.subplots(1, len(grids), sharey=True, layout="constrained", **size)
     for ax, (title, grid) in zip(axes[0], grids.items()):
         # Halves round up, as in the text.
         image = heatmap(ax, grid + 1e-6, "", cmap="cividis", colorbar=False, vmin=0, vmax=100)
+        ax.axhline(len(rows) - len(methods_of(rows)) - 0.5, color="white", lw=5)
         ax.set_title(title)
+        ax.tick_params(axis="x", labelsize=7)
+        ax.set_xlabel(labels[title], fontsize=8)
     for label, model in zip(axes[0, 0].get_yticklabels(), grid.index):
         label.set(color=style(model)["color"], weight=weight(model))
     figure.colorbar(image, ax=axes, label="images that show the concept, %", aspect=40)
