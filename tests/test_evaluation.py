@@ -345,10 +345,16 @@ def test_images_that_do_not_fit_on_the_disk_are_refused_before_sampling(keeping,
 # --------------------------------------------------------------------------------------------------------------- profiling
 
 
+def compute_for(seconds: float) -> None:
+    start = time.process_time()
+    while time.process_time() - start < seconds:
+        sum(range(1000))
+
+
 def test_memory_allocated_and_freed_inside_the_block_counts():
     with measure("cpu") as usage:
         block = torch.ones(20_000_000)  # 80 MB
-        time.sleep(0.1)
+        compute_for(0.1)
         del block
     assert 70 <= usage.peak_mb <= 200
     assert 0.1 <= usage.seconds < 5
@@ -356,9 +362,15 @@ def test_memory_allocated_and_freed_inside_the_block_counts():
 
 def test_a_block_that_fails_and_allocates_nothing_is_measured_too():
     with pytest.raises(KeyError), measure("cpu") as usage:
-        time.sleep(0.1)
+        compute_for(0.1)
         raise KeyError
     assert usage.seconds >= 0.1 and 0 <= usage.peak_mb < 20
+
+
+def test_the_time_of_other_processes_does_not_count():
+    with measure("cpu") as usage:
+        time.sleep(0.5)
+    assert usage.seconds < 0.25
 
 
 def test_evaluations_are_counted_by_sample_and_gradient(toy):

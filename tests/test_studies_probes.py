@@ -381,6 +381,23 @@ def test_the_figure_has_a_panel_for_each_probe():
     assert panels[0].images[0].get_array().round().tolist() == [[100, 100], [20, 20]]
 
 
+def test_images_are_those_of_their_model_and_setting():
+    record = probes_record()
+    picture = record.images["completion"]
+    for y in range(2):
+        for x in range(2):
+            picture.paste((10 * x, 10 * y, 0), (16 * x, 16 * y, 16 * x + 16, 16 * y + 16))
+    found = probes.drawn(record, "completion")
+    assert [[tile[0, 0].tolist() for tile in found[m]] for m in ("base", "uce")] == [
+        [[0, 0, 0], [10, 0, 0]],
+        [[0, 10, 0], [10, 10, 0]],
+    ]
+    assert all(tile.shape == (16, 16, 3) for tiles in found.values() for tile in tiles)
+    record.images = {}
+    with style_sheet():
+        assert list(probes.figures(record)) == ["probes"]
+
+
 # ------------------------------------------------------------------------------------------------------ probes of weights
 
 FULL = probes_weights.PRESETS["full"]
@@ -567,7 +584,8 @@ def weights_record(oracle=True):
                 }
                 for at, rate in zip((0, 2, 4), late)
             ]
-    return SimpleNamespace(data={"runs": runs, "models": models}, settings=asdict(FULL))
+    settings = asdict(FULL) | {"kinds": ["LoRA"], "relearn_images": [1]}
+    return SimpleNamespace(data={"runs": runs, "models": models}, settings=settings)
 
 
 def test_steps_of_relearning_are_compared_with_the_oracles():
@@ -588,8 +606,13 @@ def test_the_table_and_the_figure_of_weights(oracle):
     assert table.loc["LoRA, 1 picture: steps to 50 %", "uce"] == "1 (1 to 1)"
     assert ("LoRA, 1 picture: relative to the oracle" in table.index) == oracle
     with style_sheet():
-        figure = probes_weights.figures(record)["probes_weights"]
-    assert [ax.get_title() for ax in figure.axes[:-1]] == ["compression", "fine-tuning"]
+        figures = probes_weights.figures(record)
+    assert [ax.get_title() for ax in figures["probes_weights"].axes[:-1]] == ["compression", "fine-tuning"]
+    assert ("relearning" in figures) == oracle  # its steps are relative to the oracle's
+    if oracle:
+        [ax] = [ax for ax in figures["relearning"].axes if ax.has_data()]
+        assert ax.get_title() == "LoRA of rank 4"
+        assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"] == [0.5]  # of uce alone
 
 
 @pytest.mark.parametrize("study", [probes, probes_weights])

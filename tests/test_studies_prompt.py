@@ -200,22 +200,54 @@ def test_the_base_and_the_oracle_are_attacked_as_the_methods_are(small, monkeypa
     assert module.compute(small, settings)[0] == data and len(asked) == before  # from the cells' cache
 
 
-def test_procedures_are_compared_with_the_published_one_on_their_split():
-    def run(procedure, split, evaluations, rate):
-        point = {"evaluations": evaluations, "seconds": evaluations / 10}
-        point |= {"ESR-1": rate, "PSR-1": 100.0, "others": rate - 1}
-        return {"procedure": procedure, "split": split, "points": [{"evaluations": 1}, point]}
+def test_every_learning_rate_of_a_procedure_is_shown_where_it_erases_enough():
+    def line(name, lr, evaluations, *points):
+        spent = {"procedure": name, "lr": lr, "evaluations": evaluations, "with gradient": 5, "ESR-5": 0.0}
+        return [spent | {"scale": x, "ESR-1": esr, "PSR-1": psr} for x, esr, psr in points]
 
-    runs = [run("ours", "S1", 10, 90.0), run("ours", "S1", 20, 94.0), run(efficiency.REFERENCE, "S1", 150, 80.0)]
-    runs += [run("ours", "S3", 30, 90.0), run(efficiency.REFERENCE, "S3", 60, 80.0)]
-    table = efficiency.table(SimpleNamespace(data={"runs": runs}))
-    assert table["evaluations, %"].to_dict() == {
-        "S1: ours": 10.0,
-        f"S1: {efficiency.REFERENCE}": 100.0,
-        "S3: ours": 50.0,
-        f"S3: {efficiency.REFERENCE}": 100.0,
+    ours, published = efficiency.OURS_NAME, efficiency.REFERENCE
+    rows = line(ours, 4e-4, 1000, (0.8, 90.0, 100.0), (1.0, 100.0, 80.0)) + line(ours, 8e-4, 1000, (0.8, 96.0, 70.0))
+    rows += line(published, 1e-4, 2000, (0.8, 10.0, 99.0), (1.0, 20.0, 98.0))
+    record = SimpleNamespace(data={"rows": rows})
+    table = efficiency.table(record)
+    assert table[["part of the step", "ESR-1", "PSR-1"]].T.to_dict("list") == {
+        f"{ours}, lr 0.0004": ["0.90", "95.0", "90.0"],  # between two points
+        f"{ours}, lr 0.0008": ["0.80", "96.0", "70.0"],
+        f"{published}, lr 0.0001": ["1.00", "20.0", "98.0"],  # never: its last
     }
-    assert table.loc["S1: ours", ["ESR-1", "others"]].to_list() == ["92.0 ± 2.0", "91.0 ± 2.0"]
+    assert table["evaluations"].to_list() == ["1,000", "1,000", "2,000"] and "with the key" not in table
+    left, right = efficiency.figures(record)["efficiency"].axes
+    assert [bar.get_width() for bar in left.patches] == [2000, 1000] and len(right.lines) == 3
+    assert [text.get_text() for text in right.get_legend().get_texts()] == [ours, published]  # each once
+
+
+def test_a_procedure_is_trained_once_at_each_rate_and_counts_its_own_pool(small, monkeypatch):
+    trained, train_alone = [], efficiency.train_alone
+
+    def noted(world, concepts, method, config):
+        trained.append((method, config.lr))
+        return train_alone(world, concepts, method, config)
+
+    monkeypatch.setattr(efficiency, "train_alone", noted)
+    monkeypatch.setattr("erasekit.evaluation.protocol.rates", lambda *arguments: {"ESR-1": 95.0, "PSR-1": 90.0})
+    monkeypatch.setattr("erasekit.evaluation.protocol.recovery_rate", lambda *arguments: 80.0)
+    small.groups |= {"tuning": ("church",), "tuning kept": ("dog",), "retained": ("fish",)}
+    ours, published = efficiency.OURS_NAME, efficiency.REFERENCE
+    lrs = {ours: (1e-3, 2e-3), published: (1e-3,)}
+    settings = replace(efficiency.PRESETS["smoke"], lrs=lrs, step_scales={ours: (0.5, 1.0), published: (1.0,)})
+    data, _ = efficiency.compute(small, settings)
+    assert trained == [("kpop", 1e-3), ("kpop", 2e-3), ("kpop", 1e-3)]
+    rows = [(row["procedure"], row["lr"], row["scale"], row["with the key"]) for row in data["rows"]]
+    assert rows == [
+        (ours, 1e-3, 0.5, 80.0),
+        (ours, 1e-3, 1.0, 80.0),
+        (ours, 2e-3, 0.5, 80.0),
+        (ours, 2e-3, 1.0, 80.0),
+        (published, 1e-3, 1.0, 80.0),
+    ]
+    spent = [row["evaluations"] for row in data["rows"]]
+    assert len(set(spent[:4])) == 1 and min(spent) > 0  # a pool of its own for each
+    assert efficiency.compute(small, settings)[0] == data and len(trained) == 3  # from the cells' cache
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -246,14 +278,10 @@ def smaller(record: Record, settings) -> Record:
         "variants": "variant",
         "procedures": "procedure",
         "cases": "case",
-        "splits": "split",
         "erased": "erased",
     }.items():
         keep = ("base", *getattr(settings, field, ()))
         for part in ("runs", "rows", "sweep"):
             if len(keep) > 1 and part in data and not (field == "methods" and part == "sweep"):
                 data[part] = [row for row in data[part] if row.get(key, "base") in keep]
-    if "splits" in data:
-        data["splits"] = list(settings.splits)
-        data["operating_points"] = {name: data["operating_points"][name] for name in settings.procedures}
     return record
