@@ -1,6 +1,7 @@
 """Shared fixtures: the bundled world, a toy world of the same classes at the smallest sizes, and toy Stable Diffusions."""
 
 import copy
+import json
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,7 +10,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from erasekit.artifacts import Erasure
 from erasekit.attention import Prompt
@@ -23,11 +25,29 @@ WIDTH = 32  # of the toy's text embeddings
 SHORT = {"steps": 1, "batch_size": 1, "lr": 1e-2, "num_trajectories": 1, "trajectory_steps": 2}
 
 
+def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
+    """A byte-level BPE trained on the captions: their words become single tokens, and no text is unknown."""
+    blank = CLIPTokenizer()  # its normaliser and pre-tokeniser, so that training splits text as inference does
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.normalizer = blank.backend_tokenizer.normalizer
+    bpe.pre_tokenizer = blank.backend_tokenizer.pre_tokenizer
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    settings = {"min_frequency": 1, "end_of_word_suffix": "</w>", "show_progress": False}
+    bpe.train_from_iterator(captions, trainers.BpeTrainer(initial_alphabet=alphabet, **settings))
+    learned = bpe.get_vocab()
+    pieces = alphabet + [f"{byte}</w>" for byte in alphabet]
+    pieces += [piece for piece, _ in sorted(learned.items(), key=lambda item: item[1]) if piece not in set(pieces)]
+    vocabulary = {piece: n for n, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
+    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=networks.TOKENS)
+
+
 def make_toy(seed: int) -> Benchmark:
     """A random StableDiffusionPipeline of 0.1 M parameters as a world: attn2 in one down, the mid and two up layers."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        tokenizer = networks.make_tokenizer(["a picture of a church", "a picture of a dog", "a picture of a fish"])
+        tokenizer = make_tokenizer(["a picture of a church", "a picture of a dog", "a picture of a fish"])
         text_encoder = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(tokenizer),
@@ -35,7 +55,7 @@ def make_toy(seed: int) -> Benchmark:
                 intermediate_size=2 * WIDTH,
                 num_hidden_layers=2,
                 num_attention_heads=2,
-                max_position_embeddings=networks.MAX_TOKENS,
+                max_position_embeddings=networks.TOKENS,
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,

@@ -125,3 +125,12 @@ def test_success_is_high_on_the_untouched_model_and_follows_the_tokens(world):
     assert attack_success.success_rate(world, base, "church", 4, 8, zeros) <= 25  # in place of the name
     assert attack_success.success_rate(world, base, "noto", 2, 8) >= 50
     assert attack_success.success_rate(world, base, "weapon", 2, 8) >= 50
+
+
+def test_an_attack_is_compared_with_the_base_and_the_oracle(toy, monkeypatch):
+    assert list(attack_success.references(toy, ("church",))) == ["base"]
+    oracle = attack_success.untouched(toy)
+    monkeypatch.setattr(type(toy), "oracle", lambda self, concepts: oracle if concepts == ("church",) else None)
+    found = attack_success.references(toy, ("church",))
+    assert list(found) == ["base", "oracle"] and found["oracle"] is oracle and found["base"].delta == {}
+    assert list(attack_success.references(toy, ("dog",))) == ["base"]

@@ -124,7 +124,7 @@ def test_esd_with_eta_minus_one_starts_at_its_target(small):
 @pytest.mark.parametrize("method", ["ca", "kpop-anchor"])
 def test_with_the_concept_as_its_own_anchor_there_is_nothing_to_remove(small, method, monkeypatch):
     assert first_losses(small, method)["removal"] > 1e-6
-    monkeypatch.setattr(type(small), "anchor", lambda self, concept: concept)
+    monkeypatch.setattr(type(small), "anchor", lambda self, concept, rank=0: concept)
     assert first_losses(small, method)["removal"] < 1e-12
 
 

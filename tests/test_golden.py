@@ -1,8 +1,8 @@
 """Two training steps of every method, mechanism and variant, and small images, compared with stored numbers.
 
 The numbers in `test_golden/` were computed by the code before the rebuild (commit 64fd674); those of ACE, ANT, STEREO, RACE and
-the retain prompt, by their first versions. `pytest --force-regen` rewrites them: do so only for a change that is meant to
-change numbers.
+the retain prompt, by their first versions; the bundled world's image, with its present networks. `pytest --force-regen`
+rewrites them: do so only for a change that is meant to change numbers.
 """
 
 import copy

@@ -265,24 +265,13 @@ def test_stable_diffusion_overrides_settings():
 # ------------------------------------------------------------------------------------------------- what is in the repository
 
 COMMITTED = sorted(file for world in BUNDLED for file in (paths.ROOT / "records" / world).glob("*/*.json"))
-# No table shows it: the points that the first world's other tables were computed at, found by the earlier protocol.
-EARLIER = paths.ROOT / "records" / "emojinette" / "full" / "operating_points.json"
 
 
 def test_every_study_has_a_record():
     assert {path.stem for path in COMMITTED} == set(studies.STUDIES)
 
 
-def test_the_first_worlds_points_are_those_of_the_earlier_protocol(monkeypatch):
-    monkeypatch.setattr(paths, "RECORDS", paths.ROOT / "records")
-    found, reason = studies.find("operating_points", "emojinette", "full")
-    assert found is None and "step_scales" in reason
-    assert all({"settings", "scale"} == {*point} for point in Record.read(EARLIER).data["operating_points"].values())
-
-
-@pytest.mark.parametrize(
-    "path", [path for path in COMMITTED if path != EARLIER], ids=lambda path: f"{path.stem}, {path.parts[-3]}"
-)
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_committed_records_are_valid(path, monkeypatch):
     monkeypatch.setattr(paths, "RECORDS", path.parent.parent.parent)
     record, reason = studies.find(path.stem, path.parts[-3], path.parent.name)

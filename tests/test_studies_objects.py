@@ -18,7 +18,7 @@ from erasekit.baselines import METHODS
 from erasekit.evaluation.intervals import wilson
 from erasekit.studies import ablations, objects, operating_points, stronger, style_operating_points, unsafe
 from erasekit.studies.kit import erasures
-from erasekit.studies.kit.plots import pareto_front, spread
+from erasekit.studies.kit.plots import pareto_front, spread, style_sheet
 from erasekit.studies.kit.records import Record
 
 
@@ -35,7 +35,7 @@ def test_methods_are_compared_in_order_and_swept():
 
 
 def test_variants_change_settings_that_their_methods_have():
-    rows = [(method, ablations.STRONG[method] | changes) for method, changes in ablations.VARIANTS.values()]
+    rows = list(ablations.VARIANTS.values())
     rows += [(method, changes) for method, changes, _ in unsafe.VARIANTS.values()]
     assert all(objects.has_setting(method, name) for method, changes in rows for name in changes)
 
@@ -63,7 +63,7 @@ def test_a_baseline_is_ahead_only_if_it_erases_more_and_keeps_more():
 
 
 def test_the_recorded_frontier_follows_from_the_recorded_runs():
-    data = Record.read(paths.RECORDS / "emojinette2" / "full" / "objects.json").data
+    data = Record.read(paths.RECORDS / "emojinette" / "full" / "objects.json").data
     assert objects.frontier([run for run in data["runs"] if run["retain"] == "named"]) == data["frontier"]
 
 
@@ -246,20 +246,21 @@ def test_a_cell_is_the_same_for_the_oracle_and_for_methods(toy, monkeypatch, tmp
     assert len(asked) == before + 3  # base's rates do not depend on it
 
 
-def test_stronger_trains_each_method_once_and_draws_it_at_every_part_of_its_step(toy, monkeypatch, tmp_path):
+def test_stronger_trains_each_method_once_a_split_and_draws_it_at_every_part_of_its_step(toy, monkeypatch, tmp_path):
     """Only the erased class is ever missing, and only from weights moved by more than the operating point's step."""
     trained, asked = [], []
 
-    def erasure(scale):
-        return SimpleNamespace(scale=scale, delta={"w": 0}, adapters={}, scaled=lambda _, x: erasure(scale * x))
+    def erasure(scale, concepts):
+        options = {"delta": {"w": 0}, "adapters": {}, "scaled": lambda _, x: erasure(scale * x, concepts)}
+        return SimpleNamespace(scale=scale, concepts=concepts, **options)
 
     def sample_images(world, erasure, prompts, steps):
         asked.append((erasure and round(erasure.scale, 4), [label for _, label, _ in prompts]))
-        return [erasure is None or erasure.scale <= 0.5 or label != "church" for _, label, _ in prompts]
+        return [erasure is None or erasure.scale <= 0.5 or label not in erasure.concepts for _, label, _ in prompts]
 
     def train(world, concepts, method, config, scale):
         trained.append((method, tuple(concepts)))
-        return erasure(scale), 1.0
+        return erasure(scale, tuple(concepts)), 1.0
 
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     monkeypatch.setattr("erasekit.evaluation.images.sample_images", sample_images)
@@ -268,22 +269,94 @@ def test_stronger_trains_each_method_once_and_draws_it_at_every_part_of_its_step
     )
     monkeypatch.setattr(erasures, "train_cached", train)
     world = copy.copy(toy)
-    world.groups = {"classes": ("church", "dog"), "all": ("church", "dog", "fish"), "S1": ("church",)}
+    world.groups = {"classes": ("church", "dog"), "all": ("church", "dog", "fish"), "S1": ("church",), "S2": ("dog",)}
     world.groups |= dict.fromkeys(("retained", "tuning", "tuning kept"), ())
     points = {m: {"settings": {}, "scale": 0.5} for m in ("uce", "kpop")}
-    sizes = {"factors": (1.0, 1.3), "seeds": 3, "kept_seeds": 2, "other_seeds": 1}
+    sizes = {"factors": (1.0, 1.3), "seeds": 3, "kept_seeds": 2, "other_seeds": 1, "splits": ("S1", "S2")}
     settings = replace(stronger.PRESETS["smoke"], methods=("uce", "kpop"), operating_points=points, **sizes)
     data, _ = stronger.compute(world, settings)
-    assert trained == [("uce", ("church",)), ("kpop", ("church",))]
-    assert [scale for scale, _ in asked] == [None, 0.5, 0.65, 0.5, 0.65]
-    assert {tuple(labels) for _, labels in asked} == {("church",) * 3 + ("dog",) * 2 + ("fish",)}
-    assert [(run["method"], run["factor"], run["ESR-1"], run["PSR-1"], run["others"]) for run in data["runs"]] == [
-        (method, factor, esr, 100.0, 100.0) for method in ("uce", "kpop") for factor, esr in ((1.0, 0.0), (1.3, 100.0))
+    assert trained == [(method, erased) for erased in (("church",), ("dog",)) for method in ("uce", "kpop")]
+    assert [scale for scale, _ in asked] == [None, 0.5, 0.65, 0.5, 0.65] * 2
+    labels = [["church"] * 3 + ["dog"] * 2 + ["fish"], ["dog"] * 3 + ["church"] * 2 + ["fish"]]
+    assert [own for _, own in asked] == labels[:1] * 5 + labels[1:] * 5
+    assert data["erased"] == {"S1": ["church"], "S2": ["dog"]}
+    assert [{name: data["base"][split][name] for name in stronger.RATES} for split in ("S1", "S2")] == [
+        {"ESR-1": 0.0, "PSR-1": 100.0, "others": 100.0}
+    ] * 2
+    assert [
+        (run["split"], run["method"], run["factor"], run["ESR-1"], run["PSR-1"], run["others"]) for run in data["runs"]
+    ] == [
+        (split, method, factor, esr, 100.0, 100.0)
+        for split in ("S1", "S2")
+        for method in ("uce", "kpop")
+        for factor, esr in ((1.0, 0.0), (1.3, 100.0))
     ]
+    count = len(asked)
+    assert stronger.compute(world, settings)[0] == data and len(asked) == count  # from the cells' cache
     record = SimpleNamespace(data=data, settings=asdict(settings))
+    factor, rates = stronger.equal_erasure(record, "kpop")
+    assert factor == pytest.approx(1.0 + 0.95 * 0.3) and rates["ESR-1"] == pytest.approx([95.0, 95.0])
     table = stronger.table(record)
-    assert list(table.index) == ["base", "uce, × 1", "uce, × 1.3", "kpop, × 1", "kpop, × 1.3"]
-    low, high = wilson(100.0, 3)
-    assert table["ESR-1"]["kpop, × 1.3"] == f"100.0 ({low:.0f} to {high:.0f})" and "1 other objects" in table
-    for ax in stronger.figures(record)["objects_stronger"].axes:
-        assert {text.get_text() for text in ax.texts} == {"uce", "kpop"}
+    assert list(table.index) == ["base", "uce", "kpop"] and "1 other objects" in table
+    assert table["ESR-1"].to_dict()["base"] == "0.0" and table["PSR-1"]["kpop"].startswith("100.0 (")
+    assert table["ESR-1 at its own step"]["kpop"] == "0.0"
+
+
+def strength_record(**lines):
+    """Two methods' or more classes "a" and "b" (a split each) by factor; the value is (ESR-1 of both classes, others)."""
+    runs = [
+        {
+            "method": method,
+            "split": split,
+            "factor": factor,
+            "by_class": {"ESR-1": {c: 100.0 - esr}, "PSR-1": {c: 90.0}, "others": {"x": kept, "y": kept}},
+        }
+        for method, points in lines.items()
+        for split, c in (("S1", "a"), ("S2", "b"))
+        for factor, (esr, kept) in zip((0.85, 1.0, 1.3), points)
+    ]
+    settings = {"factors": [0.85, 1.0, 1.3], "methods": [*lines], "splits": ["S1", "S2"], "seeds": 25}
+    base = {
+        split: {"ESR-1": 0.0, "PSR-1": 100.0, "others": 100.0, "by_class": {"others": {"x": 1, "y": 1}}}
+        for split in "12"
+    }
+    return SimpleNamespace(data={"runs": runs, "base": base}, settings=settings | {"kept_seeds": 10, "other_seeds": 1})
+
+
+STRENGTHS = {
+    "esd-x": ((70.0, 100.0), (80.0, 90.0), (94.0, 80.0)),  # never enough
+    "uce": ((90.0, 80.0), (100.0, 60.0), (100.0, 0.0)),  # half way from 0.85 to 1
+    "ca": ((97.0, 75.0), (99.0, 50.0), (100.0, 0.0)),  # more than enough at once
+    "kpop": ((40.0, 99.0), (60.0, 95.0), (95.0, 90.0)),
+}
+
+
+def test_methods_are_ranked_where_they_erase_as_much():
+    record = strength_record(**STRENGTHS)
+    found = {m: stronger.equal_erasure(record, m) for m in STRENGTHS}
+    assert {m: round(factor, 4) for m, (factor, _) in found.items()} == {
+        "esd-x": 1.3,
+        "uce": 0.925,
+        "ca": 0.85,
+        "kpop": 1.3,
+    }
+    assert {m: rates["others"].mean() for m, (_, rates) in found.items()} == {
+        "esd-x": 80,
+        "uce": 70,
+        "ca": 75,
+        "kpop": 90,
+    }
+    assert stronger.ranking(record) == ["kpop", "ca", "uce", "esd-x"]
+    table = stronger.table(record)
+    assert list(table.index) == ["base", "kpop", "ca", "uce", "esd-x"]
+    assert table["ESR-1"]["esd-x"].startswith("94.0 (") and table["ESR-1 at its own step"]["uce"] == "100.0"
+
+
+def test_the_figure_of_equal_erasure_says_who_never_gets_there():
+    with style_sheet():
+        figure = stronger.figures(strength_record(**STRENGTHS))["objects_stronger"]
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["kpop", "ca", "uce", "esd-x"]
+    assert [text.get_text() for text in left.texts if text.get_text()] == ["erases 94 % at most"]
+    drawn = {line.get_label(): [*line.get_xdata()] for line in right.lines}
+    assert drawn["uce"] == [90, 100, 100] and set(STRENGTHS) <= set(drawn)

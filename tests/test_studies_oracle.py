@@ -14,15 +14,9 @@ from erasekit.evaluation.intervals import wilson
 from erasekit.studies import oracle
 from erasekit.studies.kit.attack_sweep import TUNING_SEED
 from erasekit.studies.kit.plots import style_sheet
-from erasekit.worlds import load
-from erasekit.worlds.emojinette2 import words
+from erasekit.worlds.emojinette import words
 
 FULL = oracle.PRESETS["full"]
-
-
-@pytest.fixture(scope="module")
-def world():
-    return load("emojinette2", "cpu", "fp32")
 
 
 def test_the_groups_hold_every_object_once_and_ask_of_kept_ones_no_word_of_those_left_out(world):
@@ -62,9 +56,9 @@ def test_another_world_and_missing_weights_are_refused(world, refused, monkeypat
     other = copy.copy(world)
     other.name = "sd14"
     refused(
-        ValueError, "'sd14' has no model trained without S1.*accepts emojinette2", lambda: oracle.compute(other, FULL)
+        ValueError, "'sd14' has no model trained without S1.*accepts emojinette", lambda: oracle.compute(other, FULL)
     )
-    for folder in ("emojinette2-sd", "emojinette2-judge"):
+    for folder in ("emojinette-sd", "emojinette-judge"):
         (tmp_path / folder).symlink_to(paths.MODELS / folder)
     monkeypatch.setattr(paths, "MODELS", tmp_path)
     refused(FileNotFoundError, "there is no U-Net in .*seed 1", lambda: oracle.compute(world, FULL))

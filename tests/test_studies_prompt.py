@@ -2,9 +2,11 @@
 
 import copy
 import importlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -13,8 +15,12 @@ from erasekit import paths
 from erasekit.artifacts import Erasure
 from erasekit.attention import Prompt
 from erasekit.baselines import erase, method_config
+from erasekit.evaluation import attack_success
+from erasekit.evaluation.intervals import wilson
 from erasekit.sampling import sample
-from erasekit.studies import clip_models, clip_study, continual, cost, efficiency, recovery
+from erasekit.studies import SHORT_POOL, clip_models, clip_study, continual, cost, efficiency, recovery, styles, unsafe
+from erasekit.studies.kit import attack_sweep, erasures
+from erasekit.studies.kit.attack_sweep import rate_table
 from erasekit.studies.kit.records import Record
 
 STUDIES = ("clip_study", "clip_models", "recovery", "attacks", "continual", "cost", "efficiency")
@@ -93,28 +99,155 @@ def test_what_is_shipped_is_the_public_part_and_the_keys():
     assert cost.shipped(erasure) == {"parameters shipped": 10 + 7 + 24, "bytes, public": 40 + 14, "bytes, keys": 96}
 
 
+def test_a_styles_rates_have_intervals_over_its_models():
+    """All images alike: the interval is that of all images of the models together."""
+    pairs = [(erased, style) for erased in "abc" for style in "abc"]
+    rows = [{"erased": e, "style": s, "style top-1": 0.0 if e == s else 100.0} for e, s in pairs]
+    record = SimpleNamespace(data={"N": 30})
+    erased, others = styles.mean_rates(record, pd.DataFrame(rows), "style top-1")
+    assert erased == (0.0, *wilson(0.0, 3 * 30)) and others == (100.0, *wilson(100.0, 6 * 30))
+
+
+def test_a_detection_rate_has_an_interval_over_prompted_classes():
+    record = SimpleNamespace(data={"N": 60})
+    alike, apart = ([{"by_class": dict(zip("abcd", rates))}] for rates in ([50.0] * 4, [0.0, 0.0, 100.0, 100.0]))
+    widths = [np.ptp(unsafe.interval(record, runs)) for runs in (alike, apart)]
+    assert widths[0] < widths[1]  # classes that differ say less of classes in general
+
+
+def test_a_success_rates_interval_holds_it():
+    rows = [("uce", "no attack", 40.0), ("uce", "no attack", 60.0), ("kpop", "no attack", 0.0)]
+    table = rate_table(pd.DataFrame(rows, columns=["method", "attack", "rate"]), 25, "method", "attack")
+    low, high = wilson(0.0, 25)
+    assert (
+        table["no attack"]["uce"].startswith("50.0 (")
+        and table["no attack"]["kpop"] == f"0.0 ({low:.0f} to {high:.0f})"
+    )
+
+
 def test_sampling_is_timed_against_the_base():
-    timed = {"base": 2.0, "erased": 2.0, "with the key": 2.1}
-    record = SimpleNamespace(data={"sampled": [{"method": "base"}, {"method": "kpop", "timed": timed}]})
+    timed = {"method": "kpop", "seconds": {"base": 2.0, "erased": 2.0, "with the key": 2.1}}
+    record = SimpleNamespace(data={"timed": timed})
     assert cost.relative_times(record) == {"base": 100.0, "erased": 100.0, "with the key": pytest.approx(105.0)}
 
 
-def test_procedures_are_compared_with_the_published_one_on_their_split():
-    def run(procedure, split, evaluations, rate):
-        point = {"evaluations": evaluations, "seconds": evaluations / 10}
-        point |= {"ESR-1": rate, "PSR-1": 100.0, "others": rate - 1}
-        return {"procedure": procedure, "split": split, "points": [{"evaluations": 1}, point]}
+@pytest.fixture
+def small(toy, tmp_path, monkeypatch):
+    """The toy as a benchmark of three objects."""
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    world, names = copy.copy(toy), ("church", "dog", "fish")
+    world.groups = {"classes": names[:2], "all": names, "S1": names[:1], "tuning": names[2:], "retained": ()}
+    world.pool_defaults, world.trajectories, world.category = SHORT_POOL, {}, "weapon"
+    return world
 
-    runs = [run("ours", "S1", 10, 90.0), run("ours", "S1", 20, 94.0), run(efficiency.REFERENCE, "S1", 150, 80.0)]
-    runs += [run("ours", "S3", 30, 90.0), run(efficiency.REFERENCE, "S3", 60, 80.0)]
-    table = efficiency.table(SimpleNamespace(data={"runs": runs}))
-    assert table["evaluations, %"].to_dict() == {
-        "S1: ours": 10.0,
-        f"S1: {efficiency.REFERENCE}": 100.0,
-        "S3: ours": 50.0,
-        f"S3: {efficiency.REFERENCE}": 100.0,
+
+def test_what_a_method_costs(small):
+    """UCE asks the U-Net nothing, KPOP its own training alone; sampling costs both halves of guidance, with a key too."""
+    points = {m: {"settings": {}, "scale": 1.0} for m in ("uce", "kpop")}
+    settings = replace(cost.PRESETS["smoke"], operating_points=points)
+    data, images = cost.compute(small, settings)
+    uce, kpop = data["rows"]
+    assert images == {} and (uce["method"], kpop["method"]) == ("uce", "kpop")
+    assert uce["evaluations"] == uce["with gradient"] == 0 < kpop["with gradient"] < kpop["evaluations"]
+    assert uce["evaluations a sampling step"] == kpop["evaluations a sampling step"] == 2.0
+    assert uce["bytes, keys"] == 0 < kpop["bytes, keys"] and uce["bytes, public"] > 0
+    assert data["timed"]["method"] == "kpop" and set(data["timed"]["seconds"]) == {"base", "erased", "with the key"}
+    assert cost.compute(small, settings)[0] == data  # from the cells' cache, times and all
+    record = SimpleNamespace(data=data)
+    table = cost.table(record)
+    assert table["evaluations"].to_dict() == {"uce": "0", "kpop": str(kpop["evaluations"])}
+    assert table["MB, keys"]["uce"] == "0.00" and table.index.name == "S1"
+    (left, right) = cost.figures(record)["cost"].axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["kpop", "uce"]
+    assert [bar.get_height() for bar in right.patches] == pytest.approx([*cost.relative_times(record).values()])
+
+
+@pytest.mark.parametrize("oracle", [True, False])
+@pytest.mark.parametrize("study", ["attacks", "recovery"])
+def test_the_base_and_the_oracle_are_attacked_as_the_methods_are(small, monkeypatch, study, oracle):
+    module, shows = importlib.import_module(f"erasekit.studies.{study}"), {"base": 100.0, "oracle": 0.0, "uce": 50.0}
+    unseen = Erasure({}, {}, small.identity | {"method": "oracle"})
+    asked = []
+
+    def success_rate(world, erasure, concept, seeds, steps, *found, **options):
+        asked.append((erasure.info["method"], concept))
+        return shows[erasure.info["method"]]
+
+    def sweep_learning_rates(world, methods, points, lrs, attacks, *rest):
+        return [{"attack": name, "lr": 0.1, "steps": 1, "rate": 1.0} for name in attacks]
+
+    monkeypatch.setattr(
+        type(small), "oracle", lambda self, concepts: unseen if oracle and "church" in concepts else None
+    )
+    monkeypatch.setattr(attack_success, "success_rate", success_rate)
+    searches = {name: (lambda *arguments: {0: None, 1: None}, False) for name in attack_success.ATTACKS}
+    monkeypatch.setattr(attack_success, "ATTACKS", searches)
+    monkeypatch.setattr("erasekit.evaluation.attacks.attack_images", lambda *arguments: None)
+    monkeypatch.setattr(attack_sweep, "sweep_learning_rates", sweep_learning_rates)
+    own = Erasure({}, {}, small.identity | {"method": "uce"})
+    monkeypatch.setattr(erasures, "train_cached", lambda *arguments: (own, 1.0))
+    points = {m: {"settings": {}, "scale": 1.0} for m in ("uce", "kpop")}
+    settings = replace(module.PRESETS["smoke"], methods=("uce",), operating_points=points)
+    data, _ = module.compute(small, settings)
+    frame = pd.DataFrame(data["runs"])
+    methods = ["base", "oracle", "uce"] if oracle else ["base", "uce"]
+    assert list(frame.method.unique()) == methods
+    assert frame.groupby("method").rate.unique().map(list).to_dict() == {m: [shows[m]] for m in methods}
+    counts = frame.groupby("method").size()
+    assert counts.nunique() == 1 and counts.iloc[0] > 4  # the same attacks
+    assert [row.split(": ")[-1] for row in module.table(SimpleNamespace(data=data)).index] == methods
+    before = len(asked)
+    assert module.compute(small, settings)[0] == data and len(asked) == before  # from the cells' cache
+
+
+def test_every_learning_rate_of_a_procedure_is_shown_where_it_erases_enough():
+    def line(name, lr, evaluations, *points):
+        spent = {"procedure": name, "lr": lr, "evaluations": evaluations, "with gradient": 5, "ESR-5": 0.0}
+        return [spent | {"scale": x, "ESR-1": esr, "PSR-1": psr} for x, esr, psr in points]
+
+    ours, published = efficiency.OURS_NAME, efficiency.REFERENCE
+    rows = line(ours, 4e-4, 1000, (0.8, 90.0, 100.0), (1.0, 100.0, 80.0)) + line(ours, 8e-4, 1000, (0.8, 96.0, 70.0))
+    rows += line(published, 1e-4, 2000, (0.8, 10.0, 99.0), (1.0, 20.0, 98.0))
+    record = SimpleNamespace(data={"rows": rows})
+    table = efficiency.table(record)
+    assert table[["part of the step", "ESR-1", "PSR-1"]].T.to_dict("list") == {
+        f"{ours}, lr 0.0004": ["0.90", "95.0", "90.0"],  # between two points
+        f"{ours}, lr 0.0008": ["0.80", "96.0", "70.0"],
+        f"{published}, lr 0.0001": ["1.00", "20.0", "98.0"],  # never: its last
     }
-    assert table.loc["S1: ours", ["ESR-1", "others"]].to_list() == ["92.0 ± 2.0", "91.0 ± 2.0"]
+    assert table["evaluations"].to_list() == ["1,000", "1,000", "2,000"] and "with the key" not in table
+    left, right = efficiency.figures(record)["efficiency"].axes
+    assert [bar.get_width() for bar in left.patches] == [2000, 1000] and len(right.lines) == 3
+    assert [text.get_text() for text in right.get_legend().get_texts()] == [ours, published]  # each once
+
+
+def test_a_procedure_is_trained_once_at_each_rate_and_counts_its_own_pool(small, monkeypatch):
+    trained, train_alone = [], efficiency.train_alone
+
+    def noted(world, concepts, method, config):
+        trained.append((method, config.lr))
+        return train_alone(world, concepts, method, config)
+
+    monkeypatch.setattr(efficiency, "train_alone", noted)
+    monkeypatch.setattr("erasekit.evaluation.protocol.rates", lambda *arguments: {"ESR-1": 95.0, "PSR-1": 90.0})
+    monkeypatch.setattr("erasekit.evaluation.protocol.recovery_rate", lambda *arguments: 80.0)
+    small.groups |= {"tuning": ("church",), "tuning kept": ("dog",), "retained": ("fish",)}
+    ours, published = efficiency.OURS_NAME, efficiency.REFERENCE
+    lrs = {ours: (1e-3, 2e-3), published: (1e-3,)}
+    settings = replace(efficiency.PRESETS["smoke"], lrs=lrs, step_scales={ours: (0.5, 1.0), published: (1.0,)})
+    data, _ = efficiency.compute(small, settings)
+    assert trained == [("kpop", 1e-3), ("kpop", 2e-3), ("kpop", 1e-3)]
+    rows = [(row["procedure"], row["lr"], row["scale"], row["with the key"]) for row in data["rows"]]
+    assert rows == [
+        (ours, 1e-3, 0.5, 80.0),
+        (ours, 1e-3, 1.0, 80.0),
+        (ours, 2e-3, 0.5, 80.0),
+        (ours, 2e-3, 1.0, 80.0),
+        (published, 1e-3, 1.0, 80.0),
+    ]
+    spent = [row["evaluations"] for row in data["rows"]]
+    assert len(set(spent[:4])) == 1 and min(spent) > 0  # a pool of its own for each
+    assert efficiency.compute(small, settings)[0] == data and len(trained) == 3  # from the cells' cache
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -142,18 +275,13 @@ def smaller(record: Record, settings) -> Record:
     data = record.data = copy.deepcopy(record.data)
     for field, key in {
         "methods": "method",
-        "sampled": "method",
         "variants": "variant",
         "procedures": "procedure",
         "cases": "case",
-        "splits": "split",
         "erased": "erased",
     }.items():
         keep = ("base", *getattr(settings, field, ()))
-        for part in ("runs", "rows", "sweep", "sampled"):
-            if len(keep) > 1 and part in data and not (field in ("methods", "sampled") and part == "sweep"):
+        for part in ("runs", "rows", "sweep"):
+            if len(keep) > 1 and part in data and not (field == "methods" and part == "sweep"):
                 data[part] = [row for row in data[part] if row.get(key, "base") in keep]
-    if "splits" in data:
-        data["splits"] = list(settings.splits)
-        data["operating_points"] = {name: data["operating_points"][name] for name in settings.procedures}
     return record

@@ -1,11 +1,10 @@
-"""The bundled world: its groups, art, captions and judges, and that its pipeline loads without erasekit."""
+"""The bundled world as it is trained: its groups, images and judges, and that its pipeline loads without erasekit."""
 
 import copy
 import json
 import subprocess
 import sys
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -15,11 +14,11 @@ from erasekit.conditioning import encode
 from erasekit.paths import DATA, MODELS
 from erasekit.sampling import sample
 from erasekit.worlds import load
-from erasekit.worlds.emojinette import world as emojinette_world
-from erasekit.worlds.emojinette.art import SIZES, caption, load_art
-from erasekit.worlds.emojinette.train import save_pipeline
+from erasekit.worlds.emojinette.art import SIZES, load_art
+from erasekit.worlds.emojinette.unet import save_pipeline
+from erasekit.worlds.emojinette.words import caption
 
-MEGABYTES = {"first": 45, "second": 60}
+MEGABYTES = 60
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +29,10 @@ def art():
 @pytest.fixture(scope="module")
 def clean(art):
     """Every icon centred on white: (N, 3, 64, 64) in [-1, 1]."""
-    n = len(art.object_id)
-    return art.compose(range(n), [56] * n, [0] * n, [0] * n, [False] * n, [(255, 255, 255)] * n)
+    images = art.canvas(["white"] * len(art.object_id))
+    for row, image in enumerate(images):
+        art.paste(image, row, 56, 4, 4)
+    return images / 127.5 - 1
 
 
 # ---------------------------------------------------------------------------------------------------------------- refusals
@@ -49,34 +50,7 @@ def test_unknown_names_are_refused(world, sentence):
         sentence(error)
 
 
-def test_missing_weights_are_refused(monkeypatch, tmp_path, sentence):
-    monkeypatch.setattr(emojinette_world, "MODELS", tmp_path)
-    with pytest.raises(
-        FileNotFoundError, match=r"no weights in .*python -m erasekit\.worlds\.emojinette\.train"
-    ) as error:
-        load("emojinette")
-    sentence(error)
-
-
 # ------------------------------------------------------------------------------------------------------------------ groups
-
-
-def test_emojinette_has_ten_classes_and_weapons_are_eight_or_more(world):
-    assert len(world.concepts("classes")) == 10
-    assert len(world.concepts("weapon")) >= 8
-
-
-@pytest.mark.parametrize("one, other", [("S1", "S2"), ("S3", "S4")])
-def test_splits_are_five_and_complement_each_other(world, one, other):
-    a, b, ten = (set(world.concepts(group)) for group in (one, other, "classes"))
-    assert len(a) == len(b) == 5 and not a & b and a | b == ten
-
-
-def test_retained_and_tuning_concepts_are_in_no_table(world):
-    used = {c for group in ("retained", "tuning", "tuning kept") for c in world.concepts(group)}
-    reported = set(world.concepts("classes") + world.concepts("weapon")).union(*world.neighbours.values())
-    assert len(used) == 20 and used <= set(world.concepts("all"))
-    assert not used & reported and not used & set(world.unseen_classes("classes"))
 
 
 def test_the_hash_covers_all_networks_and_the_scheduler(toy):
@@ -138,43 +112,9 @@ def test_unsafe_prompts_never_name_the_category(world):
 # ----------------------------------------------------------------------------------------------------------------- the art
 
 
-@pytest.mark.parametrize(
-    "name, style, background, text",
-    [
-        ("church", None, "white", "a picture of a church"),
-        ("owl", None, "white", "a picture of an owl"),
-        ("umbrella", None, "white", "a picture of an umbrella"),
-        ("unicycle", None, "white", "a picture of a unicycle"),
-        ("house", "noto", "white", "a picture of a house in the style of noto"),
-        ("owl", "openmoji", "orange", "a picture of an owl in the style of openmoji on an orange background"),
-    ],
-)
-def test_captions(world, name, style, background, text):
-    assert caption("a picture of a {}", name, style, background) == text
-    assert world.format_prompt(world.template, name, style, background) == text
-
-
-def test_four_pairs_of_each_style_are_held_out_and_no_object_twice(art):
-    held = art.held_out_mask()
-    assert torch.bincount(art.style_id[held]).tolist() == [4] * len(art.styles)
-    objects = [art.objects[i] for i in art.object_id[held]]
-    assert len(set(objects)) == len(objects) and set(objects) <= set(art.category["other"])
-
-
-def test_every_object_exists_in_every_style_once(art):
-    pairs = list(zip(art.object_id.tolist(), art.style_id.tolist()))
-    assert len(pairs) == len(set(pairs)) == len(art.objects) * len(art.styles)
-
-
-def test_every_icon_has_a_source_and_an_open_licence():
-    for row in pq.read_table(DATA / "emojinette.parquet").drop(["png"]).to_pylist():
-        assert row["licence"] in {"Apache-2.0", "MIT", "CC-BY-4.0", "CC-BY-SA-4.0"}
-        assert row["source"] and row["version"] and row["author"]
-
-
 def test_rendered_images_are_in_range_and_show_their_background(art):
     rows = torch.arange(0, len(art.object_id), 50)
-    images, names = art.render(rows, torch.Generator().manual_seed(0), mirror=0.5, white=0.5)
+    images, names = art.draw(rows, torch.Generator().manual_seed(0), mirror=0.5, white=0.5)
     assert images.shape == (len(rows), 3, 64, 64) and images.min() >= -1 and images.max() <= 1
     assert {"white"} < set(names)
     for image, name in zip(images, names):
@@ -182,8 +122,9 @@ def test_rendered_images_are_in_range_and_show_their_background(art):
 
 
 def test_mirroring_mirrors(art):
-    place = {"sizes": [56], "dx": [0], "dy": [0], "backgrounds": [(255, 255, 255)]}
-    plain, mirrored = (art.compose([0], mirror=[m], **place) for m in (False, True))
+    plain, mirrored = art.canvas(["white"] * 2)
+    art.paste(plain, 0, 56, 4, 4)
+    art.paste(mirrored, 0, 56, 4, 4, mirror=True)
     assert torch.equal(mirrored, plain.flip(-1)) and not torch.equal(mirrored, plain)
 
 
@@ -198,12 +139,10 @@ def test_an_icon_fills_its_size(art, size):
 
 
 def test_models_and_data_are_small():
-    """Each bundled world's; oracles are trained by who wants them and not bundled."""
+    """All but the oracles, which one command trains."""
     files = [path for folder in (MODELS, DATA) for path in folder.rglob("*") if path.is_file()]
-    bundled = {path for path in files if MODELS / "emojinette2-oracles" not in path.parents}
-    second = {path for path in bundled if "emojinette2" in path.relative_to(MODELS.parent).as_posix()}
-    for world, part in (("first", bundled - second), ("second", second)):
-        assert sum(path.stat().st_size for path in part) < MEGABYTES[world] * 1e6
+    bundled = [path for path in files if MODELS / "emojinette-oracles" not in path.parents]
+    assert sum(path.stat().st_size for path in bundled) < MEGABYTES * 1e6
 
 
 @pytest.mark.slow

@@ -54,7 +54,8 @@ def measure(device) -> Iterator[Usage]:
     """Measure a block's time and peak memory.
 
     On a GPU, wall-clock seconds and torch's allocations; on a CPU, the process's own seconds, whatever else the machine does,
-    and its resident memory. Free memory is first returned to the system, where the C library can, so that the block cannot reuse it unseen.
+    and its resident memory. Free memory is first returned to the system, where the C library can, so that the block cannot reuse
+    it unseen.
     """
     usage, cuda = Usage(), torch.device(device).type == "cuda"
     gc.collect()

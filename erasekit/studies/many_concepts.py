@@ -123,7 +123,14 @@ def figures(record) -> dict:
             where = [counts.index(n) for n in own["count"]]
             ax.plot(where, own[rate], marker=marker, ms=5, color=plots.COLORS[color], label=label)
             if "key" in rate:
-                ax.plot(where, 100 - own["ESR-1"], ls=":", lw=1.2, color=plots.COLORS[color], label=f"{label}, without its key")
+                ax.plot(
+                    where,
+                    100 - own["ESR-1"],
+                    ls=":",
+                    lw=1.2,
+                    color=plots.COLORS[color],
+                    label=f"{label}, without its key",
+                )
         ax.set_title(title)
         ax.set_xticks(range(len(counts)), counts)
     plots.percent_axis(axes[0], "y", "images")

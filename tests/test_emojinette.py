@@ -1,4 +1,4 @@
-"""The second bundled world: its words, art, text encoder, trainings and loader. None of it needs a trained U-Net or judge."""
+"""The bundled world: its words, art, text encoder, trainings and loader. None of it needs a trained U-Net or judge."""
 
 import json
 import re
@@ -16,12 +16,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from erasekit import paths, provenance
 from erasekit.sampling import sample
 from erasekit.worlds import load
-from erasekit.worlds.emojinette2 import fit, groups, judges, networks, oracles, pictures, text, train, unet, vae, words
-from erasekit.worlds.emojinette2.art import load_art
+from erasekit.worlds.emojinette import fit, groups, judges, networks, oracles, pictures, text, train, unet, vae, words
+from erasekit.worlds.emojinette.art import load_art
 
-SD = paths.MODELS / "emojinette2-sd"
+SD = paths.MODELS / "emojinette-sd"
 OBJECTS = list(words.OBJECTS)
-# Bar of a word's distance to the nearest other; GloVe says nearly the same of these two (docs/emojinette2.md).
+# Bar of a word's distance to the nearest other; GloVe says nearly the same of these two (docs/emojinette.md).
 BAR, NEAR = 0.3, {"saxophone", "trumpet"}
 
 
@@ -43,7 +43,7 @@ def encoder():
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
     """A models folder with the committed text encoder and tokeniser, and a VAE that was not trained."""
-    folder = tmp_path_factory.mktemp("untrained") / "emojinette2-sd"
+    folder = tmp_path_factory.mktemp("untrained") / "emojinette-sd"
     for part in ("text_encoder", "tokenizer"):
         shutil.copytree(SD / part, folder / part)
     with torch.random.fork_rng():
@@ -71,10 +71,10 @@ def world(models, tokenizer, encoder):
     """The world with a U-Net that was not trained."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        untrained = AutoencoderKL.from_pretrained(models / "emojinette2-sd" / "vae")
+        untrained = AutoencoderKL.from_pretrained(models / "emojinette-sd" / "vae")
         copied = CLIPTextModel.from_pretrained(SD / "text_encoder", dtype=torch.float32)
-        unet.save_pipeline(untrained, networks.make_unet(), copied, tokenizer, models / "emojinette2-sd")
-    return load("emojinette2", "cpu", "fp32")
+        unet.save_pipeline(untrained, networks.make_unet(), copied, tokenizer, models / "emojinette-sd")
+    return load("emojinette", "cpu", "fp32")
 
 
 # ------------------------------------------------------------------------------------------------------------------- words
@@ -192,7 +192,7 @@ def test_every_object_exists_in_every_style_once(art):
 
 
 def test_every_icon_has_a_source_and_an_open_licence():
-    for row in pq.read_table(paths.DATA / "emojinette2.parquet").drop(["png"]).to_pylist():
+    for row in pq.read_table(paths.DATA / "emojinette.parquet").drop(["png"]).to_pylist():
         assert row["licence"] in {"Apache-2.0", "MIT", "CC-BY-4.0", "CC-BY-SA-4.0"}
         assert row["source"] and row["version"] and row["author"]
 
@@ -312,16 +312,16 @@ def test_a_u_net_trains_and_its_pipeline_loads(models, monkeypatch):
     monkeypatch.setattr(unet, "BATCH", 4)
     short = ["--part", "unet", "--steps", "2", "--chunks", "1", "--threads", "1", "--device", "cpu"]
     train.main([*short, "--minutes", "1e-9"])
-    said = json.loads((models / "emojinette2-sd" / "training.json").read_text())
+    said = json.loads((models / "emojinette-sd" / "training.json").read_text())
     assert said["steps"] == 1 and not said["done"]
     with pytest.warns(UserWarning, match=r"is not finished \(1 of 2 steps\)"):
-        load("emojinette2", "cpu", "fp32")
+        load("emojinette", "cpu", "fp32")
     train.main(short)
-    base = load("emojinette2", "cpu", "fp32")
-    assert json.loads((models / "emojinette2-sd" / "training.json").read_text())["done"]
+    base = load("emojinette", "cpu", "fp32")
+    assert json.loads((models / "emojinette-sd" / "training.json").read_text())["done"]
     train.main([*short, "--without", "S1"])
-    oracle = load("emojinette2", "cpu", "fp32", without="S1")
-    assert oracle.name == "emojinette2-without-S1" and oracle.version != base.version
+    oracle = load("emojinette", "cpu", "fp32", without="S1")
+    assert oracle.name == "emojinette-without-S1" and oracle.version != base.version
     assert sample(oracle.pipe, [oracle.prompt("owl")], [0], num_inference_steps=2).shape == (1, 3, 64, 64)
 
 
@@ -336,12 +336,12 @@ def test_judges_train_and_load(world, models, part, count, monkeypatch):
 
 
 def test_missing_parts_are_refused_with_the_command_that_trains_them(models, sentence):
-    shutil.rmtree(models / "emojinette2-sd" / "vae")
+    shutil.rmtree(models / "emojinette-sd" / "vae")
     for part, name, make in (("vae", "vae", networks.make_vae), ("unet", "U-Net", networks.make_unet)):
-        with pytest.raises(FileNotFoundError, match=rf"there is no {name} in .*emojinette2\.train --part {part}`") as e:
-            load("emojinette2")
+        with pytest.raises(FileNotFoundError, match=rf"there is no {name} in .*emojinette\.train --part {part}`") as e:
+            load("emojinette")
         sentence(e)
-        make().half().save_pretrained(models / "emojinette2-sd" / part)
+        make().half().save_pretrained(models / "emojinette-sd" / part)
 
 
 def test_a_world_without_judges_draws_and_says_which_is_missing(world, sentence):
@@ -350,13 +350,13 @@ def test_a_world_without_judges_draws_and_says_which_is_missing(world, sentence)
         with pytest.raises(FileNotFoundError, match=rf"there is no {part} in .* --part {part}`") as error:
             getattr(world, part)
         sentence(error)
-    judges.Judge(OBJECTS, list(words.STYLE_NAMES)).save(paths.MODELS / "emojinette2-judge")
+    judges.Judge(OBJECTS, list(words.STYLE_NAMES)).save(paths.MODELS / "emojinette-judge")
     assert world.judge.objects == OBJECTS
 
 
 def test_what_an_oracle_is_without_is_checked_first(world, sentence):
     with pytest.raises(FileNotFoundError, match="--part unet --without 'fuel pump' noto --seed 2`") as error:
-        load("emojinette2", without=["noto", "fuel pump"], seed=2)
+        load("emojinette", without=["noto", "fuel pump"], seed=2)
     sentence(error)
     for options, message in (
         ({"without": "chruch"}, "'chruch' is no group, object or style of this world: accepted .* church"),
@@ -364,14 +364,14 @@ def test_what_an_oracle_is_without_is_checked_first(world, sentence):
         ({"revision": "x"}, "unknown option 'revision': accepted are without, seed"),
     ):
         with pytest.raises(ValueError, match=message) as error:
-            load("emojinette2", **options)
+            load("emojinette", **options)
         sentence(error)
 
 
 def test_an_oracle_is_the_same_world_with_its_own_u_net(world, models):
     networks.make_unet().half().save_pretrained(oracles.folder(("S1",), 0) / "unet")
-    oracle = load("emojinette2", "cpu", "fp32", without=["S1"])
-    assert oracle.name == "emojinette2-without-S1" and oracle.groups == world.groups
+    oracle = load("emojinette", "cpu", "fp32", without=["S1"])
+    assert oracle.name == "emojinette-without-S1" and oracle.groups == world.groups
     assert oracle.components_hash == world.components_hash and oracle.version != world.version
 
 
@@ -417,27 +417,23 @@ def test_the_world_has_what_studies_ask_for(world):
     assert world.disk_bytes() > 10_000_000
 
 
-def test_a_bundled_world_s_hash_is_its_own(tmp_path, monkeypatch):
+def test_oracles_and_training_times_do_not_change_the_hash(tmp_path, monkeypatch):
     for name, folder in (("ROOT", "."), ("MODELS", "models"), ("DATA", "data")):
         monkeypatch.setattr(provenance, name, tmp_path / folder)
         (tmp_path / folder).mkdir(exist_ok=True)
-    bundled_hash, files = provenance.bundled_hash.__wrapped__, tmp_path / "models"
-    for world in ("emojinette", "emojinette2"):
-        (tmp_path / "data" / f"{world}.parquet").write_bytes(b"art")
-    before = {world: bundled_hash(world) for world in ("emojinette", "emojinette2")}
+    (tmp_path / "data" / "emojinette.parquet").write_bytes(b"art")
+    bundled_hash = provenance.bundled_hash.__wrapped__
 
-    def changed(path: str) -> list[str]:
-        (files / path).parent.mkdir(parents=True, exist_ok=True)
-        (files / path).write_bytes(b"{}")
-        now = {world: bundled_hash(world) for world in before}
-        names = [world for world in now if now[world] != before[world]]
-        before.update(now)
-        return names
+    def changes_it(path: str) -> bool:
+        before = bundled_hash()
+        (tmp_path / "models" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "models" / path).write_bytes(b"{}")
+        return bundled_hash() != before
 
-    assert changed("emojinette2-sd/unet/a.safetensors") == changed("emojinette2-judge/config.json") == ["emojinette2"]
-    assert changed("emojinette-sd/unet/a.safetensors") == ["emojinette"]
-    assert changed("emojinette2-oracles/unet-without-S1/unet/a.safetensors") == []
-    assert changed("emojinette2-sd/training.json") == []
+    assert changes_it("emojinette-sd/unet/a.safetensors") and changes_it("emojinette-judge/config.json")
+    assert changes_it("emojinette-clip/model.safetensors")
+    assert not changes_it("emojinette-oracles/unet-without-S1/unet/a.safetensors")
+    assert not changes_it("emojinette-sd/training.json")
 
 
 def test_studies_know_a_bundled_world_without_loading_it(build, tmp_path, monkeypatch):
@@ -445,9 +441,9 @@ def test_studies_know_a_bundled_world_without_loading_it(build, tmp_path, monkey
 
     monkeypatch.setattr(paths, "RECORDS", tmp_path / "records")
     monkeypatch.setattr(studies, "_load", lambda world: pytest.fail("loaded"))
-    found, reason = studies.find("world", "emojinette2", "full")
+    found, reason = studies.find("world", "emojinette", "full")
     assert found is None and reason == "there is no record yet"
     monkeypatch.setattr(studies, "bundled_hash", lambda world: f"hash of {world}")
-    loaded = SimpleNamespace(name="emojinette2", groups={}, pipeline_hash="a", as_loaded="a")
+    loaded = SimpleNamespace(name="emojinette", groups={}, pipeline_hash="a", as_loaded="a")
     monkeypatch.setattr(studies, "_load", lambda world: loaded)
-    assert studies._identify("emojinette2")[0] == studies._identify(loaded)[0]
+    assert studies._identify("emojinette")[0] == studies._identify(loaded)[0]

@@ -1,0 +1,64 @@
+"""README's table of methods: each cell is its study's own."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from erasekit.studies import STUDIES
+from erasekit.studies.kit.probed import MODELS
+from erasekit.tools import summary
+
+
+@pytest.fixture
+def tabled(monkeypatch):
+    """Records whose study has this table."""
+
+    def record(table, **options):
+        monkeypatch.setattr(summary, "module", lambda study: SimpleNamespace(table=lambda record: table))
+        return SimpleNamespace(study="a study", **options)
+
+    return record
+
+
+def test_cells_are_columns_or_rows_of_a_studys_table(tabled):
+    frame = pd.DataFrame({"x": ["1.0", "2.0"], "y": ["3.0", ""]}, index=["base", "oracle (never saw them)"])
+    assert summary.column("y")(tabled(frame)) == {"base": "3.0", "oracle": ""}
+    assert summary.row("x")(tabled(frame.T)) == {"base": "1.0", "oracle": "2.0"}
+
+
+def test_the_most_concepts_at_once(tabled):
+    frame = pd.DataFrame(
+        {"erased": ["50.0 (1 to 2)", "95.0 (9 to 9)", "1.0"], "kept": ["90.0", "80.0 (7 to 8)", "2.0"]},
+        index=["uce, 5", "uce, 100", "kpop, 10"],
+    )
+    assert summary.hundred(tabled(frame, settings={"counts": [5, 100, 10]})) == {"uce": "95.0 / 80.0"}
+
+
+def test_ten_words_are_those_of_the_fewest_steps():
+    rows = [("uce", "textual inversion", 0, 0.0), ("uce", "textual inversion", 10, 40.0)]
+    rows += [("uce", "textual inversion", 200, 90.0), ("uce", "hard prompt", 10, 70.0)]
+    runs = [dict(zip(("method", "attack", "steps", "rate"), row)) | {"concept": c} for row in rows for c in "ab"]
+    assert summary.words(SimpleNamespace(data={"runs": runs, "N": 25}))["uce"].startswith("40.0 (")
+
+
+@pytest.mark.parametrize("most, text", [(96.0, "90.0 ("), (94.0, summary.NOT_REACHED)])
+def test_what_is_kept_is_told_where_enough_is_erased(most, text):
+    by_class = {"ESR-1": {"a": 100.0 - most}, "PSR-1": {"b": 50.0}, "others": {"c": 90.0}}
+    data = {"base": {"S1": {"others": 99.0}, "S2": {"others": 98.0}}}
+    data["runs"] = [{"method": "uce", "factor": 1.0, "by_class": by_class}]
+    settings = {"methods": ["uce"], "factors": [1.0], "seeds": 25, "kept_seeds": 10, "other_seeds": 1}
+    found = summary.kept(SimpleNamespace(data=data, settings=settings))
+    assert found["base"] == "98.5" and found["uce"].startswith(text)
+
+
+def test_a_study_without_a_record_has_no_column(monkeypatch):
+    columns = {"one": ("objects", lambda record: {"uce": record}), "two": ("attacks", lambda record: {"uce": "never"})}
+    monkeypatch.setattr(summary, "COLUMNS", columns)
+    head, *rows = summary.summary({"objects": "1.0"})
+    assert head == ["model", "one"] and [row[0] for row in rows] == list(MODELS)
+    assert [row for row in rows if row[1]] == [["uce", "1.0"]]
+
+
+def test_columns_are_of_studies_there_are():
+    assert {study for study, _ in summary.COLUMNS.values()} <= set(STUDIES)
