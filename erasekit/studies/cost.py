@@ -24,7 +24,7 @@ class Settings:
 
 PRESETS = {
     "smoke": Settings(("uce", "kpop"), sampling_steps=2, repeats=1, training_steps=1),
-    "quick": Settings(("esd-x", "uce", "kpop"), repeats=5),
+    "quick": Settings(("esd-x", "uce", "adavd", "kpop")),
     "full": Settings(),
 }
 
@@ -136,6 +136,7 @@ def figures(record) -> dict:
     left.bar_label(bars, [f"{n:,}" for n in rows.evaluations], padding=3, fontsize=7.5)
     left.set(xlabel="U-Net evaluations of the training", xlim=(0, 1.15 * rows.evaluations.max()))
     left.xaxis.set_major_formatter("{x:,.0f}")
+    left.locator_params(axis="x", nbins=6)
     left.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     for label, method in zip(left.get_yticklabels(), rows.method):
         label.set(color=style(method)["color"], weight=weight(method))

@@ -126,6 +126,7 @@ def figures(record) -> dict:
     left.bar_label(bars, [f"{n:,}" for n in first.evaluations], padding=3, fontsize=8)
     left.set(xlabel="U-Net evaluations of a training", xlim=(0, 1.2 * first.evaluations.max()))
     left.xaxis.set_major_formatter("{x:,.0f}")
+    left.locator_params(axis="x", nbins=4)
     shown = set()
     for (name, _), own in lines(record):
         color, marker = looks[name]

@@ -120,7 +120,8 @@ def figures(record) -> dict:
             ax.plot(100 - mean["erased.top-1"], mean[y], color="black", ms=4.5, label=arm, **lines[arm])
     for ax in (middle, right):
         plots.percent_axis(ax, "x", "erased (ESR-1)")
-    middle.set(ylabel="kept (PSR-1), %", title="what is kept")
+    plots.percent_axis(middle, "y", "kept (PSR-1)", (min(90.0, frame["kept.top-1"].min() - 2), 100.6))
+    middle.set_title("what is kept")
     right.set(ylabel="L2 distance from the base weights", title="how far the weights moved", ylim=(0, None))
     figure.legend(*middle.get_legend_handles_labels(), loc="outside upper center", ncols=2, handlelength=3)
     plots.label_ends(left, ends, colors=colors)

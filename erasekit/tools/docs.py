@@ -104,7 +104,7 @@ def tables() -> Iterator[tuple[Path, str]]:
     readme = paths.ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     text = LIST.sub(lambda match: f"{match[1]}{notebook_list()}{match[2]}", text)
-    one = markdown(summary({record.study: record for record in records()})) + "\n"
+    one = markdown(summary({record.study: record for record in records() if record.preset == "full"})) + "\n"
     yield readme, SUMMARY.sub(lambda match: f"{match[1]}{one}{match[2]}", text)
 
 
