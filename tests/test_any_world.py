@@ -99,7 +99,7 @@ def theirs(world, folder, concepts):
 
 
 GIVEN = {"objects": "S1", "unsafe": "nudity", "styles": "Kelly McKernan", "clip_study": "Kelly McKernan"}
-GIVEN |= {"attacks": "S1", "recovery": "S1"}
+GIVEN |= dict.fromkeys(("attacks", "recovery", "probes", "probes_weights"), "S1")
 
 
 @pytest.mark.slow
@@ -113,8 +113,13 @@ def test_given_erasures_are_rows_of_a_study(anywhere, study, monkeypatch, tmp_pa
         record = run(study, anywhere, "smoke", erasures={ESD: erasure})
         show(record)
     plt.close("all")
-    assert {"kpop", ESD} <= {run["method"] for run in record.data["runs"]}
-    assert study == "clip_study" or any(ESD in str(name) for name in shown[-1].index), "a row of the table"
+    assert {"kpop" if study != "probes" else "uce", ESD} <= {
+        run.get("method", run.get("model")) for run in record.data["runs"]
+    }
+    names = shown[-1].columns if study.startswith("probes") else shown[-1].index
+    assert study == "clip_study" or any(ESD in str(name) for name in names), (
+        "a row of the table, or a column of the probes'"
+    )
 
 
 @pytest.mark.parametrize("sd", ["1"], indirect=True)

@@ -473,6 +473,16 @@ def test_training_goes_on_from_the_erased_weights_with_the_base_in_place(toy, fe
 
 
 @pytest.mark.parametrize("rank", [None, 2])
+def test_gradient_checkpointing_changes_no_training(toy, own, few, rank):
+    """As Stable Diffusion is loaded: what is computed again backwards is computed with the trained weights."""
+    own.pipe.unet.enable_gradient_checkpointing()
+    plain, other = (tuned(world, moved(world), few, (3,), rank=rank)[3] for world in (toy, own))
+    for name, w in plain.delta.items():
+        torch.testing.assert_close(other.delta[name], w, atol=2e-6, rtol=1e-4)
+    assert own.pipe.unet.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize("rank", [None, 2])
 def test_stopping_between_changes_nothing(toy, few, rank):
     often, once = (tuned(toy, moved(toy), few, budgets, rank=rank)[3] for budgets in ((1, 2, 3), (3,)))
     assert all(torch.equal(often.delta[n], once.delta[n]) for n in once.delta)
@@ -509,11 +519,14 @@ def test_a_new_lora_changes_nothing(toy):
 @pytest.mark.parametrize("kind", ["noise", "v"])
 def test_the_loss_of_a_model_that_predicts_nothing_is_its_targets_square(toy, few, kind):
     world = with_velocity(toy) if kind == "v" else toy
-    weights = retraining.public_weights(world, untouched(world))
-    weights |= {n: torch.zeros_like(weights[n]) for n in ("conv_out.weight", "conv_out.bias")}
+    silent = Erasure(
+        {n: torch.zeros_like(weights_of({"": world.pipe.unet})[n]) for n in ("conv_out.weight", "conv_out.bias")},
+        {},
+        world.identity | {"method": "test"},
+    )
     guide, tuning = Guidance(1.0), Tuning((1,), 1e-3, batch_size=6)
-    predictor = retraining.Predictor(world.pipe.unet)
-    found = retraining.diffusion_loss(world, few, guide, predictor, weights, seeded("x"), tuning)
+    with silent.applied(world.pipe), torch.no_grad():
+        found = retraining.diffusion_loss(world, few, guide, seeded("x"), tuning)
     generator, alphas = seeded("x"), world.pipe.scheduler.alphas_cumprod
     index = torch.randint(2, (6,), generator=generator)
     alpha = alphas[torch.randint(len(alphas), (6,), generator=generator)][:, None, None, None]
@@ -525,14 +538,10 @@ def test_the_loss_of_a_model_that_predicts_nothing_is_its_targets_square(toy, fe
 def test_training_lowers_the_loss_on_its_pictures(toy, few):
     erasure = moved(toy)
     tuning = Tuning((30,), 2e-3, batch_size=8)
-    guide, predictor, losses = Guidance(1.0), retraining.Predictor(toy.pipe.unet), []
+    guide, losses = Guidance(1.0), []
     for _, model in retraining.fine_tune(toy, erasure, few, tuning):
-        weights = retraining.public_weights(toy, model)
-        with torch.no_grad():
-            own = [
-                retraining.diffusion_loss(toy, few, guide, predictor, weights, seeded("test", n), tuning).item()
-                for n in range(8)
-            ]
+        with model.applied(toy.pipe), torch.no_grad():
+            own = [retraining.diffusion_loss(toy, few, guide, seeded("test", n), tuning).item() for n in range(8)]
         losses.append(sum(own))
     assert losses[1] < 0.95 * losses[0]
 

@@ -63,29 +63,31 @@ def fine_tune(world, erasure: Erasure, pictures: AttackImages, tuning: Tuning) -
     optimizer, taken = torch.optim.Adam(free, lr=tuning.lr), 0
     for budget in tuning.budgets:
         with gradients_off(world.pipe.unet), erasure.applied(world.pipe) as public:
-            guide, noise_of = guidance_for(public, 1.0), Predictor(world.pipe.unet)
-            for n in range(taken, budget):
-                loss = diffusion_loss(
-                    world, pictures, guide, noise_of, weights(), seeded("tuning", tuning.seed, n), tuning
-                )
+            guide, within = guidance_for(public, 1.0), Within(world.pipe.unet)
+
+            def step(n, guide=guide):
+                loss = diffusion_loss(world, pictures, guide, seeded("tuning", tuning.seed, n), tuning)
                 optimizer_step(optimizer, loss, free, clip=1.0)
+
+            for n in range(taken, budget):
+                functional_call(within, {f"unet.{name}": w for name, w in weights().items()}, (step, n))
         taken = budget
         yield budget, merged(erasure, weights())
 
 
-class Predictor(torch.nn.Module):
-    """`predict_noise` as a module, so that `functional_call` can put other weights into it."""
+class Within(torch.nn.Module):
+    """A U-Net that `functional_call` runs a whole step of training in: checkpointed layers need the weights backwards too."""
 
     def __init__(self, unet):
         super().__init__()
         self.unet = unet
 
-    def forward(self, z, t, cond):
-        return predict_noise(self.unet, z, t, cond)
+    def forward(self, step, n):
+        return step(n)
 
 
-def diffusion_loss(world, pictures, guide, noise_of, weights, generator, tuning: Tuning) -> Tensor:
-    """E |eps - n|^2, or of v, on a batch of pictures at random time steps, by the U-Net with these weights."""
+def diffusion_loss(world, pictures, guide, generator, tuning: Tuning) -> Tensor:
+    """E |eps - n|^2, or of v, on a batch of pictures at random time steps."""
     alphas, count = world.pipe.scheduler.alphas_cumprod, tuning.batch_size
     index = torch.randint(len(pictures.prompts), (count,), generator=generator)
     t = torch.randint(len(alphas), (count,), generator=generator)
@@ -94,9 +96,8 @@ def diffusion_loss(world, pictures, guide, noise_of, weights, generator, tuning:
     alpha = alphas[t][:, None, None, None].to(x)
     z = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
     guide.prepare(world.pipe, [pictures.prompts[i] for i in index.tolist()])  # and the strength of adapters
-    named = {f"unet.{name}": w for name, w in weights.items()}
     with world.autocast():
-        output = functional_call(noise_of, named, (z, t.to(z.device), guide.c))
+        output = predict_noise(world.pipe.unet, z, t.to(z.device), guide.c)
     velocity = world.pipe.scheduler.config.prediction_type == "v_prediction"
     target = alpha.sqrt() * noise - (1 - alpha).sqrt() * x if velocity else noise
     return (output.float() - target).square().mean()
