@@ -110,8 +110,8 @@ def figures(record) -> dict:
 
     groups = best_attacks(record).groupby("attack", sort=False)
     grids = {name: own.pivot_table(index="method", columns="steps", values="rate", sort=False) for name, own in groups}
-    titles = ("no\nattack", "textual inversion:\nten free word embeddings", "hard prompt:\nten words of the vocabulary")
-    sizes = {"figsize": (7, 0.25 * len(grids[NO_ATTACK]) + 1.3), "width_ratios": [g.shape[1] for g in grids.values()]}
+    titles = ("no\nattack", "textual inversion:\nten new words", "hard prompt:\nten known words")
+    sizes = {"figsize": (9.4, 0.25 * len(grids[NO_ATTACK]) + 1.3), "width_ratios": [g.shape[1] for g in grids.values()]}
     figure, axes = plt.subplots(1, len(grids), sharey=True, layout="constrained", **sizes)
     for ax, (name, grid), title in zip(axes, grids.items(), titles):
         # Halves round up, as in the text.

@@ -235,7 +235,7 @@ def _draw_grid(frame: pd.DataFrame):
             label.set(color=style(method)["color"], weight=weight(method))
         ax.set_ylabel(case, weight="bold")
         ax.xaxis.tick_top()
-        names = ["\n".join(textwrap.fill(part, 12) for part in name.split(", ")) for name in own]
+        names = ["\n".join(textwrap.fill(part, 10) for part in name.split(", ")) for name in own]
         ax.set_xticks(ax.get_xticks(), names if case == cases[0] else [])
     figure.colorbar(image, ax=axes[:, 0], label="images that show the concept, %", aspect=40, pad=0.01)
     return figure
