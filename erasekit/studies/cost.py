@@ -128,7 +128,7 @@ def figures(record) -> dict:
     left.barh(rows.method, without, color="#bbbbbb", label="forward only")
     bars = left.barh(rows.method, rows["with gradient"], left=without, color="#444444", label="with gradient")
     left.bar_label(bars, [f"{n:,}" for n in rows.evaluations], padding=3, fontsize=7.5)
-    left.set(xlabel="U-Net evaluations of the training", xlim=(0, 1.15 * rows.evaluations.max()))
+    left.set(xlabel="U-Net evaluations of the training", xlim=(0, 1.15 * max(1, rows.evaluations.max())))
     left.xaxis.set_major_formatter("{x:,.0f}")
     left.locator_params(axis="x", nbins=6)
     left.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
