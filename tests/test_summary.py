@@ -1,4 +1,4 @@
-"""README's table of methods: each cell is its study's own."""
+"""The table of methods: each cell is its study's own."""
 
 from types import SimpleNamespace
 
