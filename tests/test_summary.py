@@ -29,10 +29,23 @@ def test_cells_are_columns_or_rows_of_a_studys_table(tabled):
 
 def test_the_most_concepts_at_once(tabled):
     frame = pd.DataFrame(
-        {"erased": ["50.0 (1 to 2)", "95.0 (9 to 9)", "1.0"], "kept": ["90.0", "80.0 (7 to 8)", "2.0"]},
+        {"ESR-1": ["50.0 (1 to 2)", "95.0 (9 to 9)", "1.0"], "97 other objects": ["90.0", "80.0 (7 to 8)", "2.0"]},
         index=["uce, 5", "uce, 100", "kpop, 10"],
     )
-    assert summary.hundred(tabled(frame, settings={"counts": [5, 100, 10]})) == {"uce": "95.0 / 80.0"}
+    record = tabled(frame, settings={"counts": [5, 100, 10]}, data={"kept": 97})
+    assert summary.most_at_once("ESR-1")(record) == {"uce": "95.0 (9 to 9)"}
+    assert summary.most_at_once("kept")(record) == {"uce": "80.0 (7 to 8)"}
+
+
+def test_the_picture_has_every_number_and_is_darkest_where_a_number_is_best(tmp_path, monkeypatch):
+    heads = ("kept at 95 % erased", "10 new words, 10 steps")  # more is better, less is better
+    rows = [["base", "99.0", "100.0"], ["uce", "90.0 (80 to 95)", "10.0"], ["kpop", "80.0", ""], ["ca", "85.0", "50.0"]]
+    drawn, axes = {}, summary.plots.plt.Axes
+    monkeypatch.setattr(axes, "imshow", lambda ax, values, **options: drawn.update(values=values))
+    monkeypatch.setattr(axes, "text", lambda ax, x, y, text, **options: drawn.setdefault("texts", []).append(text))
+    summary.draw_summary([["model", *heads], *rows], tmp_path / "a.png")
+    assert drawn["values"].filled(-1).tolist() == [[-1, -1], [1, 1], [0, -1], [0.5, 0]]
+    assert {"99.0", "90.0", "80 to 95", "10.0", "–"} <= {*drawn["texts"]} and (tmp_path / "a.png").exists()
 
 
 def test_ten_words_are_those_of_the_fewest_steps():
@@ -53,7 +66,10 @@ def test_what_is_kept_is_told_where_enough_is_erased(most, text):
 
 
 def test_a_study_without_a_record_has_no_column(monkeypatch):
-    columns = {"one": ("objects", lambda record: {"uce": record}), "two": ("attacks", lambda record: {"uce": "never"})}
+    columns = {
+        "one": ("objects", lambda record: {"uce": record}, summary.MORE),
+        "two": ("attacks", lambda record: {"uce": "never"}, summary.MORE),
+    }
     monkeypatch.setattr(summary, "COLUMNS", columns)
     head, *rows = summary.summary({"objects": "1.0"})
     assert head == ["model", "one"] and [row[0] for row in rows] == list(MODELS)
@@ -61,4 +77,4 @@ def test_a_study_without_a_record_has_no_column(monkeypatch):
 
 
 def test_columns_are_of_studies_there_are():
-    assert {study for study, _ in summary.COLUMNS.values()} <= set(STUDIES)
+    assert {study for study, *_ in summary.COLUMNS.values()} <= set(STUDIES)
