@@ -25,7 +25,9 @@ def show(record, figures: bool = True, width: int = MAX_WIDTH) -> None:
 
     for file in figure_files(record) if figures else ():
         display.display(display.Image(thumbnail(file, width)))
-    display.display(_study(record).table(record).round(1))
+    # Long rows scroll: an interval broken over two lines is hard to read.
+    html = _study(record).table(record).round(1).to_html()
+    display.display(display.HTML(f'<div style="overflow-x: auto; white-space: nowrap">{html}</div>'))
     print(source_line(record))
 
 
