@@ -76,14 +76,14 @@ def test_sizes():
     All lines count, blank and comment too. The bounds of sums are the present counts, rounded up to the next ten.
     """
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
-    assert [path.name for path, count in lines.items() if count > 390] == []
+    assert [path.name for path, count in lines.items() if count > 350] == []
     assert sum(count for path, count in lines.items() if path.parent == PACKAGE) <= 2_770
     methods = {path: count for path, count in lines.items() if path.parent == PACKAGE / "baselines"}
     assert [path.name for path, count in methods.items() if count > 130] == []
     # Methods are bounded one by one; the bundled world is data and recipe, which no one need read to use the package. What is
     # left is the core, pipelines, worlds, evaluation, tools, and the studies, which are more than half of it.
     bundled = {path: count for path, count in lines.items() if path.parent == PACKAGE / "worlds" / "emojinette"}
-    assert bundled and sum(lines.values()) - sum(methods.values()) - sum(bundled.values()) <= 15_560
+    assert bundled and sum(lines.values()) - sum(methods.values()) - sum(bundled.values()) <= 15_550
 
 
 @pytest.mark.parametrize("heavy", ["torch", "diffusers", "open_clip", "matplotlib", "pandas"])

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from .interference_similarities import SIMILARITIES, similarities
+
 NOTEBOOK, VERSION, UNIT = "16_scale_and_interference", 1, "image of each receiver"
 
-PREDICTORS = ("text", "picture", "attention", "fragility")
+PREDICTORS = (*SIMILARITIES, "fragility")
 OUTCOMES = {"fall": "fall of the judge's probability", "changed": "perceptual change of the image"}
 LABELS = {"text": "similar\ntext", "picture": "similar\npicture", "attention": "similar\nattention"}
 LABELS |= {"fragility": "fragile\nreceiver"}
 BLANK = 255  # in a matrix: the base does not draw this receiver
-SIMILARITY_SEED = 3000  # of the latents attention is read at
 WORST = 3  # receivers that are named for each emitter
 LARGE = 50  # points of the judge's probability: a large fall
 NAMED = 6  # of the receivers with most large falls, in the figure
@@ -51,7 +52,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     on or retained. `matrix`: an image for each method, emitters by receivers, of the fall of the judge's probability for the
     receiver in percent; `BLANK` where the base does not draw the receiver.
     """
-    from functools import cache
+    from functools import cache, partial
 
     from PIL import Image
     from tqdm.auto import tqdm
@@ -62,6 +63,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from .kit.erasures import make_config, measured, method_points
 
     points, every = method_points(s.operating_points, s.methods), reportable(world)
+    store = partial(cached, "interference", VERSION, world)
     plan = emitters(world, s, every)
     needed = {*world.split(s.few)}.union(*plan.values())
     objects = [c for n, c in enumerate(every) if s.receivers is None or n < s.receivers or c in needed]
@@ -88,18 +90,15 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         changed = perceptual_distance(world, base_images(), images)
         return judged(images) | {"changed": [round(d.item(), 4) for d in changed]}, None
 
-    base, _ = cached("interference", VERSION, world, lambda: (judged(base_images()), None), "base", about)
+    base, _ = store(lambda: (judged(base_images()), None), "base", about)
     where = s.pictures, s.trajectories, s.trajectory_steps
-    alike, _ = cached(
-        "interference", VERSION, world, lambda: (similarities(world, objects, *where), None), objects, where
-    )
+    alike, _ = store(lambda: (similarities(world, objects, *where), None), objects, where)
     alike = {name: np.array(rows) for name, rows in alike.items()}
     found = {method: [] for method in s.methods}
     for method, concept in tqdm([(m, c) for m, names in plan.items() for c in names], desc="interference"):
-        config = make_config(
-            world, method, s.training_seed, s.sampling_steps, points[method]["settings"], s.training_steps
-        )
-        how = [concept], method, config, points[method]["scale"], measure
+        point = points[method]
+        config = make_config(world, method, s.training_seed, s.sampling_steps, point["settings"], s.training_steps)
+        how = [concept], method, config, point["scale"], measure
         found[method].append(measured("interference", VERSION, world, *how, about)[0])
     runs, images = [], {}
     for method, rows in found.items():
@@ -133,70 +132,15 @@ def emitters(world, s: Settings, every: list[str]) -> dict[str, list[str]]:
     """Method -> what it erases, one at a time. Raises ValueError for an emitter that is tuned on, retained or unknown."""
     for name in s.emitters or ():
         if name not in every:
-            raise ValueError(
-                f"{name!r} cannot be an emitter: accepted are the {len(every)} objects that no method sees"
-            )
+            accepted = f"the {len(every)} objects that no method sees"
+            raise ValueError(f"{name!r} cannot be an emitter: accepted are {accepted}")
     few = world.split(s.few)
     many = [c for n, c in enumerate(every) if n % s.nth == 0 or c in few]
     plan = {m: many if m in s.everywhere else [c for c in every if c in few] for m in s.methods}
     return {m: [c for c in names if s.emitters is None or c in s.emitters] for m, names in plan.items()}
 
 
-def similarities(world, objects: list[str], pictures: int, trajectories: int, steps: int) -> dict[str, list]:
-    """How alike each two objects are, (objects, objects) each.
-
-    "text": cosine of the text encoder's output at the last token of the name, in its prompt. "picture": cosine of the judge's
-    pooled features, mean over pictures that show the object. "attention": soft intersection over union, sum of minima by sum
-    of maxima, of the attention to the name's tokens in every layer, head and pixel, at the same latents.
-    """
-    import torch
-    from torch.nn.functional import normalize
-
-    from ..baselines.uce import concept_vectors
-    from ..evaluation.metrics import features
-
-    def cosines(rows):
-        unit = normalize(rows.double(), dim=1).cpu()
-        return unit @ unit.T
-
-    shown = []
-    for concept in objects:
-        images, _ = world.concept_images(concept, pictures, SIMILARITY_SEED)
-        shown.append(features(world, images.add(1).mul(127.5).round().to(torch.uint8)).mean(0))
-    maps = attention_to_names(world, objects, trajectories, steps)
-    overlap = torch.stack([torch.minimum(maps, own).sum(1) / torch.maximum(maps, own).sum(1) for own in maps])
-    matrices = cosines(concept_vectors(world, objects)[0]), cosines(torch.stack(shown)), overlap.double()
-    return {name: [[round(x, 5) for x in row] for row in m.tolist()] for name, m in zip(PREDICTORS, matrices)}
-
-
-def attention_to_names(world, objects: list[str], trajectories: int, steps: int):
-    """Attention (objects, layers x latents x heads x pixels) to the tokens of each object's name in its prompt, their mean.
-
-    At the same latents for all: every step of trajectories of the empty prompt.
-    """
-    import torch
-
-    from ..attention import augment
-    from ..baselines.masks import concept_positions
-    from ..conditioning import encode, predict_noise
-    from ..trajectories import TRAJECTORIES, make_pool
-
-    pipe, unet = world.pipe, world.pipe.unet
-    pool = make_pool(world, [("", "")], SIMILARITY_SEED, trajectories, steps, TRAJECTORIES["guidance"])
-    z = pool.latents[0].flatten(0, 1).to(pipe.device, unet.dtype)
-    t, found = pool.timesteps.repeat(trajectories).to(pipe.device), []
-    with torch.no_grad(), augment(unet) as state:
-        for concept in objects:
-            at = concept_positions(pipe, prompt := world.prompt(concept), concept)
-            with state.record() as maps, world.autocast():
-                predict_noise(unet, z, t, encode(pipe, [prompt]).expand(len(z)))
-            found.append(torch.cat([m[..., at].float().mean(-1).flatten() for m in maps.values()]).cpu())
-    return torch.stack(found)
-
-
-def effects(
-    objects: list[str], erased: list[str], base: dict, rows: list[dict], alike: dict
-) -> tuple[list[dict], np.ndarray]:
+def effects(objects: list, erased: list, base: dict, rows: list, alike: dict) -> tuple[list[dict], np.ndarray]:
     """What each emitter of one method does to the receivers that the base draws, and the method's matrix, uint8.
 
     "lost": receivers that are not drawn any more, in percent. "fall" and "changed": means of the judge's probability lost, in
@@ -205,9 +149,8 @@ def effects(
     None where one of the two is the same for all receivers.
     """
     drawn, n = np.array(base["shown"], dtype=bool), len(objects)
-    shown, probability, changed = (
-        np.array([r[k] for r in rows]).reshape(-1, n) for k in ("shown", "probability", "changed")
-    )
+    names = "shown", "probability", "changed"
+    shown, probability, changed = (np.array([row[name] for row in rows]).reshape(-1, n) for name in names)
     outcomes, runs = {"fall": np.array(base["probability"]) - probability, "changed": changed}, []
     for row, concept in enumerate(erased):
         emitter = objects.index(concept)

@@ -9,10 +9,9 @@ taken, and the record says so. The aims that the table goes through were set bef
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-import pandas as pd
-
-from .lock_aims import OPPONENTS, SEARCHES, SELECTED, aims, attack_rates, other_models, rate, selected_name, verdict
+from .kit.probed import BASE, ORACLE
+from .lock_aims import MIN_ESR, MIN_KEY, OPPONENTS, SCORED, SEARCHES, SELECTED
+from .lock_figures import figures, search_table, table  # noqa: F401  of every study
 from .lock_rates import attacked, mean, opened, rates, shown
 
 NOTEBOOK, VERSION, UNIT = "17_lock", 1, "images a class"  # raise VERSION when the numbers should change
@@ -30,13 +29,10 @@ VARIANTS = {  # name -> method whose operating point it has, and settings beyond
     "3 anchors + secret": ("kpop-anchor", MIXED | SECRET),
     "all together": ("kpop-anchor", MIXED | DIVERSE | ROBUST | SECRET),
 }
-MODELS = (SELECTED, "kpop", "kpop-anchor", *OPPONENTS, "oracle", "base")
+MODELS = (SELECTED, "kpop", "kpop-anchor", *OPPONENTS, ORACLE, BASE)
 PARTS = ("rates", "keys", "attacks")
-TRAINING = (
-    "training"  # a part that measures nothing: erasures are saved, so that several processes share their training
-)
-MIN_ESR, MIN_KEY = 97.0, 95.0  # of the rule
-NAMES = {"synonyms": "unseen synonyms erased"}  # of rates, in the table and the figures
+# A part that measures nothing: erasures are saved, so that several processes share their training.
+TRAINING = "training"
 VERIFY = {"variants": ("kpop",), "models": ("kpop",), "splits": ("S1",), "parts": ("rates", "keys")}
 
 
@@ -94,27 +90,20 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     used = {m: points[m] for m in dict.fromkeys([*sorted(methods), *(m for m in OPPONENTS if m in s.models)])}
     about = {"N": s.seeds, "seeds": [0, s.seeds - 1], "training_seeds": 1, "operating_points": used}
     about |= {"erased": {split: list(world.split(split)) for split in s.splits}}
-    return about | {
-        "variants": {v: VARIANTS[v][1] for v in s.variants},
-        "search": search,
-        "selected": chosen,
-    } | found, {}
+    about |= {"variants": {v: VARIANTS[v][1] for v in s.variants}, "search": search, "selected": chosen}
+    return about | found, {}
 
 
 def check(world, s: Settings) -> None:
     """Raise ValueError for an unknown variant, model or part, and for an evaluation that lacks the search it depends on."""
     from ..checks import check_choice
 
-    for kind, values, accepted in (
-        ("variant", s.variants, VARIANTS),
-        ("model", s.models, MODELS),
-        ("part", s.parts, (*PARTS, TRAINING)),
-    ):
+    accepted = {"variant": VARIANTS, "model": MODELS, "part": (*PARTS, TRAINING)}
+    for kind, values in (("variant", s.variants), ("model", s.models), ("part", s.parts)):
         for value in values:
-            check_choice(kind, value, accepted)
-    needs = SELECTED in s.models or {"keys", "attacks"} & set(
-        s.parts
-    )  # others' keys and attacks are at its part of the step
+            check_choice(kind, value, accepted[kind])
+    # Others' keys and attacks are at the selected variant's part of the step.
+    needs = SELECTED in s.models or {"keys", "attacks"} & set(s.parts)
     if s.models and not s.variants and needs:
         raise ValueError("models are evaluated at what the search selects: name the variants that it compares")
 
@@ -152,12 +141,12 @@ def searched(world, s: Settings, points: dict, variant: str) -> list[dict]:
 
 def select(search: list[dict]) -> dict:
     """The candidate that the rule takes, with its "score" and, as "tier", which part of the rule took it."""
-    erasing = [row for row in search if row["ESR-1"] >= MIN_ESR]
+    rows = [row | {"score": round(mean([row[n] for n in SCORED]), 2)} for row in search]
+    erasing = [row for row in rows if row["ESR-1"] >= MIN_ESR]
     opening = [row for row in erasing if row["right key"] >= MIN_KEY]
-    rows = [row | {"score": round(mean([row[n] for n in ("PSR-1", "synonyms", "resistance")]), 2)} for row in search]
-    if opening or erasing:
-        accepted = [row for row, own in zip(rows, search) if own in (opening or erasing)]
-        return max(accepted, key=lambda row: row["score"]) | {"tier": "rule" if opening else "no key opens as much"}
+    if erasing:
+        tier = "rule" if opening else "no key opens as much"
+        return max(opening or erasing, key=lambda row: row["score"]) | {"tier": tier}
     return max(rows, key=lambda row: (row["ESR-1"], row["score"])) | {"tier": "none erases as much"}
 
 
@@ -184,14 +173,14 @@ def evaluated(world, s: Settings, points: dict, chosen: dict | None, name: str, 
     Opponents have rates at each part of their steps; the selected variant at its own alone, where all are attacked. Keys of
     another training seed, and attacks, are measured on one split.
     """
-    from ..evaluation.attack_success import untouched
+    from ..evaluation.attack_success import references
 
     erased, first = world.split(split), split == s.attacked_split
     factor = chosen["factor"] if chosen else s.factors[0]
     if (part == "attacks" and not first) or (part == "keys" and name not in (SELECTED, *VARIANTS)):
         return []
-    if name in ("base", "oracle"):
-        fixed = untouched(world) if name == "base" else world.oracle(erased)
+    if name in (BASE, ORACLE):
+        fixed = references(world, erased).get(name)
         if fixed is None or part == TRAINING:
             return []
         return cells(world, s, name, name, split, part, lambda: fixed, None)
@@ -248,142 +237,3 @@ def cells(world, s: Settings, name, variant, split, part, make, about, other=Non
             sizes = concept, attack, s.budgets, s.attack_lr, s.attack_images, s.training_seed, s.seeds
             rows += [who | row for row in cached("lock", VERSION, world, measure, *parts, *sizes)[0]["rows"]]
     return rows
-
-
-# ---------------------------------------------------------------------------------------------------- figures and table
-
-
-def table(record) -> pd.DataFrame:
-    """The aim, figure by figure: the selected variant's rate, whether it is reached, and the other models' rates.
-
-    Others are at the same part of their operating points' steps. Of attacks the bound is the oracle's rate.
-    """
-    factor, attacks = record.data["selected"]["factor"], attack_rates(record).set_index(["model", "attack", "steps"])
-    models = other_models(record)
-
-    def text(found) -> str:
-        return "" if found is None else f"{found[0]:.1f} ({found[1]:.0f} to {found[2]:.0f})"
-
-    rows = {}
-    for label, what, found, bound, lower in aims(record):
-        sign = "at least" if lower else "at most"
-        row = {SELECTED: text(found), "aim": "" if bound is None else f"{sign} {bound:g}"}
-        row["reached?"] = verdict(found, bound, lower)
-        for model in models:
-            if what == "attack":
-                attack, steps = label.removesuffix(" steps").rsplit(", ", 1)
-                at = model, attack, int(steps)
-                own = tuple(attacks.loc[at, ["rate", "low", "high"]]) if at in attacks.index else None
-            else:
-                own = rate(record, model, factor, what)
-            row[model] = text(own)
-        rows[NAMES.get(label, label)] = row
-    others = {model: text(rate(record, model, factor, "others")) for model in (SELECTED, *models)}
-    rows["other objects kept"] = others
-    return pd.DataFrame(rows).T.fillna("").rename_axis(f"rate, % (95 % interval); selected: {selected_name(record)}")
-
-
-def search_table(record) -> pd.DataFrame:
-    """Every candidate of the search on the tuning concepts, with the score that the rule compares; the selected one is marked."""
-    chosen, rows = record.data["selected"], {}
-    for row in record.data["search"]:
-        score = mean([row[n] for n in ("PSR-1", "synonyms", "resistance")])
-        mark = " (selected)" if all(row[n] == chosen[n] for n in ("variant", "factor")) else ""
-        names = ("ESR-1", "PSR-1", "synonyms", "right key", "resistance")
-        rows[f"{row['variant']}, × {row['factor']:g}{mark}"] = {n: row[n] for n in names} | {"score": score}
-    return pd.DataFrame(rows).T.round(1).rename_axis("tuning concepts, %")
-
-
-def figures(record) -> dict:
-    """Candidates of the search; what the selected one reaches; and the attacks on each model against their steps."""
-    return {
-        "lock_search": search_figure(record),
-        "lock_aims": aims_figure(record),
-        "lock_attacks": attack_figure(record),
-    }
-
-
-def search_figure(record):
-    """Left: a row for each candidate, what the rule accepts first, then by score. Right: erasing against resisting."""
-    import matplotlib.pyplot as plt
-
-    from .kit.plots import COLORS, heatmap
-
-    frame = search_table(record)
-    accepted = (frame["ESR-1"] >= MIN_ESR) & (frame["right key"] >= MIN_KEY)
-    frame = frame.assign(accepted=accepted).sort_values(["accepted", "score"], ascending=False)
-    accepted = frame.pop("accepted")
-    size = {"figsize": (9.4, 0.26 * len(frame) + 1.4), "width_ratios": (1.5, 1)}
-    figure, (ax, trade) = plt.subplots(1, 2, layout="constrained", **size)
-    demands = {"ESR-1": f"ESR-1\n≥ {MIN_ESR:g}", "right key": f"right key\n≥ {MIN_KEY:g}", "synonyms": "syno-\nnyms"}
-    demands["resistance"] = "resist-\nance"
-    heatmap(ax, frame.rename(columns=demands), "", "{:.1f}", cmap="cividis", colorbar=False, vmin=0, vmax=100)
-    for label in ax.get_yticklabels():
-        label.set_weight("bold" if label.get_text().endswith("(selected)") else "normal")
-    ax.axhline(accepted.sum() - 0.5, color="white", lw=5)
-    ax.xaxis.tick_top()
-    ax.set_xlabel("above the gap: what the rule accepts")
-    selected = frame.index.str.endswith("(selected)")
-    trade.axvspan(MIN_ESR, 102, color=COLORS["green"], alpha=0.15, lw=0)
-    trade.scatter(frame["ESR-1"], frame.resistance, s=28, c=np.where(selected, COLORS["red"], COLORS["grey"]), zorder=3)
-    for name in frame.resistance.nlargest(2).index.union(frame.index[selected]):
-        point, high = frame.loc[name, ["ESR-1", "resistance"]], 24 if name in frame.index[selected] else 7
-        text = {"textcoords": "offset points", "ha": "right", "fontsize": 7.5}
-        trade.annotate(name.replace(" (", "\n("), point, (-4, high), **text)
-    trade.set(xlim=(frame["ESR-1"].min() - 5, 102), ylim=(-3, 103))
-    trade.set(xlabel="erased: ESR-1, %", ylabel="attacks resisted, %")
-    trade.set_title("a lock would be in the green, at the top")
-    return figure
-
-
-def aims_figure(record):
-    """A row for each aim: the selected variant's rate with its interval, and the range that was aimed at."""
-    from .kit import plots
-
-    rows = [(NAMES.get(label, label), *rest) for label, _, *rest in aims(record)]
-    figure, [ax] = plots.panels(1, columns=1, height=0.25 * len(rows) + 0.6, width=6.4)
-    looks = {"reached": plots.COLORS["green"], "not reached": plots.COLORS["red"]}
-    for y, (_, found, bound, lower) in enumerate(rows):
-        said = verdict(found, bound, lower)
-        color = looks.get(said, plots.COLORS["grey"])
-        if bound is not None:
-            left, right = (bound, 100) if lower else (0, max(bound, 0.5))
-            ax.barh(y, right - left, left=left, height=0.8, color=plots.COLORS["green"], alpha=0.25, lw=0)
-        if found is not None:
-            value, low, high = found
-            sides = [[max(value - low, 0)], [max(high - value, 0)]]
-            ax.errorbar([value], [y], xerr=sides, fmt="o", ms=5, lw=1, color=color)
-        ax.text(104, y, said, va="center", fontsize=8, color=color)
-    ax.set_yticks(range(len(rows)), [label for label, *_ in rows])
-    ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.tick_params(axis="y", length=0)
-    plots.percent_axis(ax, "x", f"{selected_name(record)}, with 95 % intervals; green bars: the aim, %")
-    return figure
-
-
-def attack_figure(record):
-    """Success against attack steps, a panel for each attack; the oracle's is the floor."""
-    import matplotlib.pyplot as plt
-
-    from .kit.plots import COLORS, percent_axis, style
-
-    frame, models = attack_rates(record), (SELECTED, *other_models(record))
-    variant = record.data["selected"]["variant"]
-    known = variant in record.settings["models"]
-    own = {SELECTED: style(variant) if known else {"color": COLORS["purple"], "marker": "o"}}
-    own |= {"oracle": {"color": COLORS["green"], "marker": "s"}, "base": {"color": COLORS["black"], "marker": "D"}}
-    figure, axes = plt.subplots(1, len(SEARCHES), figsize=(9.4, 3.2), sharey=True, layout="constrained")
-    for ax, attack in zip(axes, SEARCHES):
-        part = frame[(frame.attack == attack) & frame.model.isin(models)]
-        steps = sorted(part.steps.unique())
-        for n, (model, rows) in enumerate(part.groupby("model", sort=False)):
-            x = [steps.index(step) + 0.06 * (n - 2.5) for step in rows.steps]
-            spread = np.clip([rows.rate - rows.low, rows.high - rows.rate], 0, None)
-            look, name = own.get(model) or style(model), f"selected: {selected_name(record)}"
-            label = name if model == SELECTED else model
-            ax.errorbar(x, rows.rate, yerr=spread, ms=4, lw=1.2, elinewidth=0.8, label=label, **look)
-        ax.set_xticks(range(len(steps)), steps)
-        ax.set(title=attack, xlabel=f"attack steps, on {record.settings['attack_images']} pictures of the class")
-    percent_axis(axes[0], "y", "images that show the class, %")
-    figure.legend(*axes[0].get_legend_handles_labels(), ncols=7, loc="outside upper center")
-    return figure

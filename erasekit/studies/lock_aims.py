@@ -1,4 +1,4 @@
-"""What a record of `lock` says of its aims: rates with their intervals, bounds, and whether they are reached."""
+"""The rule of the study `lock`, and what its record says of its aims: rates, intervals, bounds, and whether they are reached."""
 
 import numpy as np
 import pandas as pd
@@ -7,6 +7,8 @@ SELECTED = "selected"
 OPPONENTS = ("ca", "adavd")
 SEARCHES = ("textual inversion", "optimized key")
 KEYS = ("right key", "another concept's key", "random key", "key of another seed")
+# The rule: of the candidates that reach both, the one with the highest mean of these rates.
+MIN_ESR, MIN_KEY, SCORED = 97.0, 95.0, ("PSR-1", "synonyms", "resistance")
 
 
 def rate(record, model: str, factor: float | None, what: str) -> tuple[float, float, float] | None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from .kit.probed import MODELS
+from .kit.probed import ProbeSettings, asked, class_rows, measure_probes, where
 
 NOTEBOOK, VERSION, UNIT = "15_probes", 1, "images a class"  # raise VERSION when the numbers should change
 ROWS = "models"  # the setting that erasures given to `run` are added to
@@ -18,13 +18,9 @@ HEADINGS |= {"guidance": "classifier guidance: scale"}
 
 
 @dataclass(frozen=True)
-class Settings:
-    models: tuple[str, ...] = MODELS
+class Settings(ProbeSettings):
     probes: tuple[str, ...] = PROBES
-    operating_points: dict | None = None  # by method; None: of the record of "operating_points"
-    split: str = "S1"  # or classes by name
     num_probed: int = 2  # of its classes where a probe is dear: noise and guidance
-    seeds: int = 25
     first_steps: tuple[int, ...] = (0, 2, 4, 6, 8, 10)  # of `sampling_steps`, taken by the base; 0: its prompt alone
     holes: tuple[float, ...] = (0.5, 0.75)  # side of the square that is filled, as a share of the picture's
     etas: tuple[float, ...] = (1.0, 1.17, 1.34, 1.51, 1.68, 1.85)
@@ -34,9 +30,6 @@ class Settings:
     guidance_scales: tuple[float, ...] = (0.0, 1.0, 3.0, 10.0, 30.0)  # of the classifier
     pictures: int = 10  # of a class, inverted
     inversion_steps: int = 50
-    training_seed: int = 0
-    sampling_steps: int = 15
-    training_steps: int | None = None
 
 
 SHORT = {"seeds": 1, "noise_seeds": 1, "noise_steps": 2, "pictures": 1, "inversion_steps": 2}
@@ -56,25 +49,16 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     at each setting, for noise the best of the first searches, for inversion each text's. Raises ValueError for an unknown
     probe.
     """
-    from tqdm.auto import tqdm
-
     from ..checks import check_choice
-    from .kit.probed import probed_models
 
+    cells = []
     for probe in s.probes:
         check_choice("probe", probe, PROBES)
-    concepts, runs, strips = world.split(s.split), [], {}
-    for name, model in tqdm(probed_models(world, s.models, concepts, s).items(), desc="probes"):
-        for probe in s.probes:
-            own = concepts[: s.num_probed] if probe in ("noise", "guidance") else concepts
-            measure, sizes = globals()[f"measure_{probe}"], sizes_of(s, probe)
-            rows, strip = model.measured(
-                "probes", VERSION, lambda e, m=measure, o=own: m(world, e, o, s), probe, list(own), *sizes
-            )
-            runs += [{"model": name, "probe": probe} | row for row in rows]
-            strips.setdefault(probe, []).append(strip)
-    about = {"N": s.seeds, "seeds": [0, s.seeds - 1], "training_seeds": 1, "erased": list(concepts)}
-    about |= {"models": list(dict.fromkeys(run["model"] for run in runs))}
+        concepts = world.split(s.split)[: s.num_probed if probe in ("noise", "guidance") else None]
+        measure = globals()[f"measure_{probe}"]
+        own = list(concepts), *sizes_of(s, probe)
+        cells.append((probe, own, lambda e, m=measure, c=concepts: m(world, e, c, s)))
+    about, runs, strips = measure_probes("probes", VERSION, world, s, cells)
     return about | {"runs": runs}, {probe: stacked(own) for probe, own in strips.items()}
 
 
@@ -90,24 +74,6 @@ def sizes_of(s: Settings, probe: str) -> list:
     return list(own[probe])
 
 
-def asked(world, concepts, seeds: int) -> tuple[list[str], list[str], list[int]]:
-    """Prompts, labels and seeds: each concept by each seed."""
-    labels = [c for c in concepts for _ in range(seeds)]
-    return [world.prompt(c) for c in labels], labels, list(range(seeds)) * len(concepts)
-
-
-def class_rows(world, images, labels: list[str], **about) -> list[dict]:
-    """A row for each class: in how many percent of its images the judge sees it first."""
-    from ..evaluation.metrics import object_correct, percent
-
-    correct = object_correct(world, images, labels)
-    return [about | {"concept": c, "rate": percent(correct[where(labels, c)])} for c in dict.fromkeys(labels)]
-
-
-def where(labels: list[str], concept: str) -> list[int]:
-    return [n for n, label in enumerate(labels) if label == concept]
-
-
 def strip_of(images: list):
     """The images (3, H, W) side by side."""
     import torch
@@ -119,13 +85,10 @@ def strip_of(images: list):
 
 def stacked(strips: list):
     """Strips of one size, one below the other."""
+    import numpy as np
     from PIL import Image
 
-    width, height = strips[0].size
-    picture = Image.new("RGB", (width, height * len(strips)))
-    for n, strip in enumerate(strips):
-        picture.paste(strip, (0, n * height))
-    return picture
+    return Image.fromarray(np.concatenate([np.asarray(strip.convert("RGB")) for strip in strips]))
 
 
 def measure_completion(world, erasure, concepts, s: Settings):
@@ -200,10 +163,8 @@ def measure_guidance(world, erasure, concepts, s: Settings):
     prompts, labels, seeds = asked(world, concepts, s.seeds)
     count, times = len(labels), len(s.guidance_scales)
     scales = [scale for scale in s.guidance_scales for _ in labels]
-    drawn = classifier_guided(
-        world, erasure, prompts * times, seeds * times, s.sampling_steps, labels * times, scales
-    ).split(count)
-    rows = []
+    how = prompts * times, seeds * times, s.sampling_steps, labels * times, scales
+    rows, drawn = [], classifier_guided(world, erasure, *how).split(count)
     for scale, images in zip(s.guidance_scales, drawn):
         clip = clip_correct(world, images, labels)
         for row in class_rows(world, images, labels, at=scale, n=s.seeds):
@@ -246,10 +207,8 @@ def measure_inversion(world, erasure, concepts, s: Settings):
     )
     rows, shown = [], [pictures[0].add(1).mul(127.5).round().to(torch.uint8)]
     for at, source, text, scale in ways:
-        images, nats = (
-            redraw(world, erasure, noise[source], texts[text], s.inversion_steps, scale),
-            surprise(noise[source]),
-        )
+        images = redraw(world, erasure, noise[source], texts[text], s.inversion_steps, scale)
+        nats = surprise(noise[source])
         for row in class_rows(world, images, labels, at=at, n=s.pictures):
             own = nats[where(labels, row["concept"])].tolist()
             rows.append(row | {"surprise": [round(x, 4) for x in own]})
@@ -269,16 +228,14 @@ def pictures_of(world, concept: str, s: Settings):
 
 
 def framed(record):
-    """A row for each rate, with the "column" of the table that it belongs to."""
+    """A row for each rate, with the "setting" that it is measured at, as text, and the "column" of the table it belongs to."""
     import pandas as pd
 
     frame = pd.DataFrame(record.data["runs"])
     names = {"completion": "{} steps", "inpainting": "{} of the side", "guidance": "scale {}"}
-    columns = [
-        names.get(p, "{}").format(f"{a:g}" if isinstance(a, float | int) else a)
-        for p, a in zip(frame.probe, frame["at"])
-    ]
-    return frame.assign(column=columns)
+    settings = [f"{a:g}" if isinstance(a, float | int) else a for a in frame["at"]]
+    columns = [names.get(probe, "{}").format(text) for probe, text in zip(frame.probe, settings)]
+    return frame.assign(setting=settings, column=columns)
 
 
 def figures(record) -> dict:
@@ -286,8 +243,7 @@ def figures(record) -> dict:
     from .kit.probed import draw_grids, rate_grids
 
     models, frame = record.data["models"], framed(record)
-    names = {"prompt, guided": "prompt,\nguided", "no text": "no\ntext"}
-    short = [f"{a:g}" if isinstance(a, float | int) else names.get(a, a) for a in frame["at"]]
+    short = frame.setting.replace({"prompt, guided": "prompt,\nguided", "no text": "no\ntext"})
     groups = frame.assign(column=short).groupby("probe", sort=False)
     labels = LABELS | ({"noise": f"best of\n{frame.tries.max():.0f} images"} if "tries" in frame else {})
     heatmaps = draw_grids({probe: rate_grids(own, models)[0] for probe, own in groups}, labels)
@@ -339,10 +295,8 @@ def table(record):
     for (model, at), own in frame[frame.probe == "inversion"].groupby(["model", "at"], sort=False):
         if at in ("no text", "prompt"):  # the guided way starts from the first's noise
             values = np.concatenate(own.surprise.to_list())
-            half = 1.96 * values.std() / len(values) ** 0.5
+            mean, half = values.mean(), 1.96 * values.std() / len(values) ** 0.5
             label = f"inversion, {at}: minus log-likelihood of the noise, nats a number (a Gaussian's: 1.42)"
-            nats.setdefault(label, {})[model] = (
-                f"{values.mean():.3f} ({values.mean() - half:.3f} to {values.mean() + half:.3f})"
-            )
+            nats.setdefault(label, {})[model] = f"{mean:.3f} ({mean - half:.3f} to {mean + half:.3f})"
     found = pd.concat([found, pd.DataFrame(nats).T.reindex(columns=models)]) if nats else found
     return found.fillna("").rename_axis("images that show the concept, %")

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from .kit.probed import MODELS
-from .probes import class_rows
+from .kit.probed import ProbeSettings, asked, class_rows, measure_probes
 
 NOTEBOOK, VERSION, UNIT = "15_probes", 1, "images a class"  # raise VERSION when the numbers should change
 ROWS = "models"  # the setting that erasures given to `run` are added to
@@ -14,12 +13,8 @@ VERIFY = {"models": ("uce",), "probes": ("compression",)}
 
 
 @dataclass(frozen=True)
-class Settings:
-    models: tuple[str, ...] = MODELS
+class Settings(ProbeSettings):
     probes: tuple[str, ...] = PROBES
-    operating_points: dict | None = None  # by method; None: of the record of "operating_points"
-    split: str = "S1"  # or classes by name
-    seeds: int = 25
     kept_seeds: int = 10  # of the split's other classes
     finetune_steps: tuple[int, ...] = (10, 30, 100, 300)
     finetune_lr: float = 1e-4
@@ -36,9 +31,6 @@ class Settings:
     enough: float = 80.0  # relearning ends where this rate is reached, in percent
     bits: tuple[int, ...] = (8, 4)
     shares: tuple[float, ...] = (0.1, 0.3)  # pruned
-    training_seed: int = 0
-    sampling_steps: int = 15
-    training_steps: int | None = None
 
 
 SHORT = {"seeds": 1, "kept_seeds": 1, "finetune_steps": (1,), "finetune_batch": 2, "finetune_pictures": 1}
@@ -58,30 +50,24 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     "access" is what the row's rate is of: "erased", the classes by their prompts; "key", with their keys where a model has
     any; "kept", the split's other classes. Raises ValueError for an unknown probe or kind.
     """
-    from tqdm.auto import tqdm
-
     from ..checks import check_choice
-    from .kit.probed import probed_models
 
     for probe in s.probes:
         check_choice("probe", probe, PROBES)
     for kind in s.kinds:
         check_choice("kind", kind, KINDS)
-    concepts, runs = world.split(s.split), []
     sweep = sweep_rates(world, s) if "relearning" in s.probes else []
     lrs = {kind: best_rate(sweep, kind) for kind in s.kinds} if sweep else {}
-    sizes = s.seeds, s.sampling_steps
-    for name, model in tqdm(probed_models(world, s.models, concepts, s).items(), desc="probes of weights"):
-        for probe, own, measure in cells(world, s, concepts, lrs):
-            rows, _ = model.measured("probes_weights", VERSION, lambda e, m=measure: (m(e), None), probe, *sizes, *own)
-            runs += [{"model": name, "probe": probe} | row for row in rows]
-    about = {"N": s.seeds, "seeds": [0, s.seeds - 1], "training_seeds": 1, "erased": list(concepts)}
-    about |= {"models": list(dict.fromkeys(run["model"] for run in runs))}
+    cells = [
+        (probe, (s.seeds, s.sampling_steps, *own), lambda e, m=measure: (m(e), None))
+        for probe, own, measure in measures(world, s, world.split(s.split), lrs)
+    ]
+    about, runs, _ = measure_probes("probes_weights", VERSION, world, s, cells)
     return about | {"sweep": sweep, "lrs": lrs, "runs": runs}, {}
 
 
-def cells(world, s: Settings, concepts, lrs: dict):
-    """Yield (probe, the settings its numbers depend on, its measure) of what is computed at once."""
+def measures(world, s: Settings, concepts, lrs: dict):
+    """Yield a probe, the settings that its numbers alone depend on, and its measure, for all that is computed at once."""
     if "compression" in s.probes:
         own = s.kept_seeds, s.bits, s.shares
         yield "compression", own, lambda e: compression_rows(world, e, concepts, s)
@@ -90,15 +76,10 @@ def cells(world, s: Settings, concepts, lrs: dict):
         yield "fine-tuning", own, lambda e: fine_tuning_rows(world, e, concepts, s)
     if "relearning" in s.probes:
         for kind in s.kinds:
-            own = kind, lrs[kind], s.rank, s.relearn_steps, s.relearn_images, s.enough, s.training_seed
-            targets = concepts[: s.num_relearned]
-            yield (
-                "relearning",
-                (*own, list(targets)),
-                lambda e, k=kind, t=targets: relearning_rows(
-                    world, e, t, k, lrs[k], s, s.relearn_images, s.training_seed
-                ),
-            )
+            lr, targets = lrs[kind], concepts[: s.num_relearned]
+            own = kind, lr, s.rank, s.relearn_steps, s.relearn_images, s.enough, s.training_seed, list(targets)
+            how = targets, kind, lr, s, s.relearn_images, s.training_seed
+            yield "relearning", own, lambda e, h=how: relearning_rows(world, e, *h)
 
 
 def rate_rows(world, erasure, concepts, s: Settings, **about) -> list[dict]:
@@ -106,9 +87,8 @@ def rate_rows(world, erasure, concepts, s: Settings, **about) -> list[dict]:
     from ..evaluation.images import sample_images
 
     def rows(access: str, names, seeds: int, key=None):
-        labels = [c for c in names for _ in range(seeds)]
-        triples = list(zip(map(world.prompt, labels), labels, list(range(seeds)) * len(names)))
-        images = sample_images(world, erasure, triples, s.sampling_steps, key)
+        prompts, labels, numbers = asked(world, names, seeds)
+        images = sample_images(world, erasure, list(zip(prompts, labels, numbers)), s.sampling_steps, key)
         return class_rows(world, images, labels, access=access, n=seeds, **about)
 
     found = rows("erased", concepts, s.seeds)

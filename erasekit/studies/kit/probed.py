@@ -1,4 +1,7 @@
-"""The models that probes are measured on: the base, the oracle, and methods at their operating points, each trained once."""
+"""What the studies of probes share: their settings, the models they measure, each trained once, and tables of their rates.
+
+The models are the base, the oracle, and methods at their operating points.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +14,18 @@ from .given import is_given
 BASE, ORACLE = "base", "oracle"
 METHODS = ("esd-x", "ca", "uce", "mace", "adavd", "rece", "age", "stereo", "kpop", "kpop-anchor")
 MODELS = (BASE, ORACLE, *METHODS)
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    models: tuple[str, ...] = MODELS
+    probes: tuple[str, ...] = ()  # each study's own
+    operating_points: dict | None = None  # by method; None: of the record of "operating_points"
+    split: str = "S1"  # or classes by name
+    seeds: int = 25
+    training_seed: int = 0
+    sampling_steps: int = 15
+    training_steps: int | None = None
 
 
 @dataclass
@@ -36,32 +51,61 @@ class Probed:
         return numbers["rows"], image
 
 
+def measure_probes(study: str, version: int, world, s: ProbeSettings, cells) -> tuple[dict, list[dict], dict]:
+    """What a record says of its models; a row for each model, probe, setting and class; each probe's images, one a model.
+
+    `cells`: what is computed at once, each a probe, the settings that its numbers depend on, and `measure(erasure)`.
+    """
+    from tqdm.auto import tqdm
+
+    concepts, runs, images = world.split(s.split), [], {}
+    for name, model in tqdm(probed_models(world, s.models, concepts, s).items(), desc=study):
+        for probe, parts, measure in cells:
+            rows, image = model.measured(study, version, measure, probe, *parts)
+            runs += [{"model": name, "probe": probe} | row for row in rows]
+            images.setdefault(probe, []).append(image)
+    about = {"N": s.seeds, "seeds": [0, s.seeds - 1], "training_seeds": 1, "erased": list(concepts)}
+    return about | {"models": list(dict.fromkeys(run["model"] for run in runs))}, runs, images
+
+
+def asked(world, concepts, seeds: int) -> tuple[list[str], list[str], list[int]]:
+    """Prompts, labels and seeds: each concept by each seed."""
+    labels = [c for c in concepts for _ in range(seeds)]
+    return [world.prompt(c) for c in labels], labels, list(range(seeds)) * len(concepts)
+
+
+def class_rows(world, images, labels: list[str], **about) -> list[dict]:
+    """A row for each class: in how many percent of its images the judge sees it first."""
+    from ...evaluation.metrics import object_correct, percent
+
+    correct = object_correct(world, images, labels)
+    return [about | {"concept": c, "rate": percent(correct[where(labels, c)])} for c in dict.fromkeys(labels)]
+
+
+def where(labels: list[str], concept: str) -> list[int]:
+    return [n for n, label in enumerate(labels) if label == concept]
+
+
 def probed_models(world, models, concepts, s) -> dict[str, Probed]:
     """Model -> `Probed`, for those of the names that this world has: not every world has an oracle of these concepts.
 
-    `s`: settings with operating_points, training_seed, sampling_steps and training_steps. Raises ValueError for a method
-    without an operating point.
+    Raises ValueError for a method without an operating point.
     """
-    found, points = {}, method_points(s.operating_points, methods_of(models), [concepts], "split")
+    from ...evaluation.attack_success import references
+
+    methods, found = methods_of(models), {}
+    points, fixed = method_points(s.operating_points, methods, [concepts], "split"), references(world, concepts)
     for name in models:
-        if name == BASE:
-            found[name] = untouched_model(world)
-        elif name == ORACLE:
-            if (oracle := world.oracle(concepts)) is not None:
-                found[name] = Probed(world, lambda oracle=oracle: oracle, [ORACLE, list(concepts), oracle.digest()])
-        else:
+        if name in methods:
             found[name] = trained_model(world, name, concepts, points[name], s, s.training_seed)
+        elif name in fixed:
+            parts = [ORACLE, list(concepts), fixed[ORACLE].digest()] if name == ORACLE else [BASE]
+            found[name] = Probed(world, lambda name=name: fixed[name], parts)
     return found
 
 
 def methods_of(models) -> list[str]:
     return [name for name in models if name not in (BASE, ORACLE)]
-
-
-def untouched_model(world) -> Probed:
-    from ...evaluation.attack_success import untouched
-
-    return Probed(world, lambda: untouched(world), [BASE])
 
 
 def trained_model(world, method: str, concepts, point: dict, s, seed: int) -> Probed:
