@@ -139,22 +139,32 @@ def test_the_rule_takes_the_best_score_of_what_erases_and_opens():
 
 
 def test_an_evaluation_without_its_search_is_refused(refused):
-    settings = lock.Settings(variants=(), models=("kpop",), parts=("keys",))
+    settings = lock.Settings(variants=(), models=("selected",), parts=("keys",))
     refused(ValueError, "name the variants", lambda: lock.check(None, settings))
-    lock.check(None, lock.Settings(variants=(), models=("kpop",), parts=(lock.TRAINING,)))
+    lock.check(None, lock.Settings(variants=(), models=("kpop",)))
     refused(ValueError, "unknown variant", lambda: lock.check(None, lock.Settings(variants=("esd",))))
+
+
+@pytest.mark.parametrize("enough, tried", [(1.3, [1.0, 1.3]), (1.6, [1.0, 1.3, 1.6]), (9.0, [1.0, 1.3, 1.6, 2.0])])
+def test_a_variant_goes_further_while_it_erases_too_little(enough, tried, monkeypatch):
+    def candidates(world, s, points, variant, factors):
+        return [candidate(variant, 97 if factor >= enough else 90, 99) | {"factor": factor} for factor in factors]
+
+    monkeypatch.setattr(lock, "candidates", candidates)
+    assert [row["factor"] for row in lock.searched(None, lock.Settings(), {}, "x")] == tried
 
 
 def made_record(attack_rate=10.0, oracle=10.0, opponent=97.0):
     """A record in which the selected variant erases all and keeps 96 % of two classes."""
     steps, s = (10,), {"seeds": 50, "word_seeds": 10, "other_seeds": 1, "budgets": [10], "factors": [1.0, 1.3]}
+    s |= {"compared": 1.3}
 
     def rates(model, factor, erased, kept):
         about = {"model": model, "split": "S1"} | ({"factor": factor} if factor else {})
         return about | {"erased": [erased] * 2, "kept": [kept] * 2, "others": [100.0] * 9, "synonyms": [5.0]}
 
-    rows = [rates("selected", 1.3, 0.0, 96.0), rates("ca", 1.0, 40.0, 100.0), rates("ca", 1.3, 1.0, opponent)]
-    keys = {"model": "selected", "split": "S1", "factor": 1.3} | dict(zip(KEYS, ([100.0], [0.0], [0.0], [30.0])))
+    rows = [rates("selected", 1.6, 0.0, 96.0), rates("ca", 1.0, 40.0, 100.0), rates("ca", 1.3, 1.0, opponent)]
+    keys = {"model": "selected", "split": "S1", "factor": 1.6} | dict(zip(KEYS, ([100.0], [0.0], [0.0], [30.0])))
 
     attacks = [
         {"model": model, "concept": "church", "attack": attack, "steps": n, "rate": rate}
@@ -163,8 +173,8 @@ def made_record(attack_rate=10.0, oracle=10.0, opponent=97.0):
         for n in steps
     ]
     data = {"rates": [*rows, rates("oracle", None, 0.0, 100.0)], "keys": [keys], "attacks": attacks}
-    data |= {"selected": {"variant": "x", "factor": 1.3}}
-    data |= {"search": [candidate("x", 98, 90) | {"factor": 1.3}, candidate("y", 99, 80)]}
+    data |= {"selected": {"variant": "x", "factor": 1.6}}
+    data |= {"search": [candidate("x", 98, 90) | {"factor": 1.6}, candidate("y", 99, 80)]}
     s |= {"models": ["selected", "ca", "oracle"], "attack_images": 5}
     return SimpleNamespace(data=data, settings=s)
 
@@ -184,7 +194,7 @@ def test_the_table_says_of_each_aim_whether_it_is_reached():
         "optimized key, 10 steps": "reached",
         "other objects kept": "",
     }
-    assert table["aim"]["PSR-1"] == "at least 96" and table["ca"]["ESR-1"].startswith("99.0 (")
+    assert table["aim"]["PSR-1"] == "at least 96" and table["ca, × 1.3"]["ESR-1"].startswith("99.0 (")
     table = lock.table(made_record(attack_rate=60.0, opponent=98.0))
     assert table["reached?"]["PSR-1"] == "within its interval"
     assert table["reached?"]["textual inversion, 10 steps"] == "not reached"
@@ -193,5 +203,5 @@ def test_the_table_says_of_each_aim_whether_it_is_reached():
 def test_figures_have_the_selected_candidate_and_the_floor():
     figures = lock.figures(made_record())
     labels = [label.get_text() for label in figures["lock_search"].axes[0].get_yticklabels()]
-    assert labels == ["x, × 1.3 (selected)", "y, × 1"]
+    assert labels == ["x, × 1.6 (selected)", "y, × 1"]
     assert len(figures["lock_attacks"].axes) == len(lock.SEARCHES)

@@ -4,7 +4,8 @@ A search on the tuning concepts, then one evaluation on S1 and S2, which chose n
 the candidates, each variant at each part of its step, take those with an ESR-1 of at least 97 and a right key that opens at
 least 95; of these the one with the highest mean of PSR-1, of unseen synonyms erased, and of resistance, 100 less the mean
 success of both attacks. If no key opens as much, the key is left out of the rule; if none erases as much, the highest ESR-1 is
-taken, and the record says so. The aims that the table goes through were set before, too.
+taken, and the record says so. The aims that the table goes through were set before, too. A variant that erases less than 97 at
+the last part of its step goes further, as a baseline's strength does that is the edge of its grid.
 """
 
 from dataclasses import dataclass, replace
@@ -43,6 +44,8 @@ class Settings:
     splits: tuple[str, ...] = ("S1", "S2")  # together they erase each of the ten classes once
     parts: tuple[str, ...] = PARTS
     factors: tuple[float, ...] = (1.0, 1.3)  # of the operating point's step from the base
+    further: tuple[float, ...] = (1.6, 2.0)  # in the search, while a variant erases less than the rule asks for
+    compared: float = 1.3  # where keys and attacks are measured of every model but the selected one
     operating_points: dict | None = None  # by method; None: of the record of "operating_points"
     seeds: int = 25
     key_seeds: int = 10  # in the search, where the key is one of four rates
@@ -60,12 +63,21 @@ class Settings:
     training_steps: int | None = None
 
 
-SHORT = {"factors": (1.0,), "seeds": 1, "key_seeds": 1, "word_seeds": 1, "objects": 2, "num_attacked": 1}
+SHORT = {
+    "factors": (1.0,),
+    "further": (),
+    "compared": 1.0,
+    "seeds": 1,
+    "key_seeds": 1,
+    "word_seeds": 1,
+    "objects": 2,
+    "num_attacked": 1,
+}
 SHORT |= {"search_budgets": (1,), "budgets": (1,), "sampling_steps": 2, "training_steps": 1}
 FEW = Settings(("kpop-anchor", "all together"), (SELECTED, "kpop-anchor", "ca", "oracle", "base"), ("S1",))
 PRESETS = {
     "full": Settings(),
-    "quick": replace(FEW, factors=(1.3,), seeds=10, word_seeds=4, num_attacked=1, budgets=(10, 50)),
+    "quick": replace(FEW, factors=(1.3,), further=(1.6,), seeds=10, word_seeds=4, num_attacked=1, budgets=(10, 50)),
     "smoke": replace(FEW, models=(SELECTED, "ca", "oracle"), **SHORT),
 }
 
@@ -102,14 +114,21 @@ def check(world, s: Settings) -> None:
     for kind, values in (("variant", s.variants), ("model", s.models), ("part", s.parts)):
         for value in values:
             check_choice(kind, value, accepted[kind])
-    # Others' keys and attacks are at the selected variant's part of the step.
-    needs = SELECTED in s.models or {"keys", "attacks"} & set(s.parts)
-    if s.models and not s.variants and needs:
-        raise ValueError("models are evaluated at what the search selects: name the variants that it compares")
+    if SELECTED in s.models and not s.variants:
+        raise ValueError("the selected variant is what the search selects: name the variants that it compares")
 
 
 def searched(world, s: Settings, points: dict, variant: str) -> list[dict]:
-    """A variant's rates at each part of its step, on the tuning concepts and on seeds that no table reports."""
+    """A variant's candidates: each part of its step, and further ones while it erases less than the rule asks for."""
+    rows = candidates(world, s, points, variant, s.factors)
+    for factor in s.further:
+        if rows[-1]["ESR-1"] < MIN_ESR:
+            rows += candidates(world, s, points, variant, (factor,))
+    return rows
+
+
+def candidates(world, s: Settings, points: dict, variant: str, factors: tuple[float, ...]) -> list[dict]:
+    """A variant's rates at parts of its step, on the tuning concepts and on seeds that no table reports."""
     from .kit.attack_sweep import TUNING_SEED
     from .kit.cache import cached, settings_dict
 
@@ -119,7 +138,7 @@ def searched(world, s: Settings, points: dict, variant: str) -> list[dict]:
     def measure():
         rows, first = [], TUNING_SEED
         whole = train()
-        for factor in s.factors:
+        for factor in factors:
             erasure, row = whole.scaled(world, scale * factor), {"variant": variant, "factor": factor}
             parts = rates(world, erasure, erased, kept, (), s, first)
             row |= {"ESR-1": 100 - mean(parts["erased"]), "PSR-1": mean(parts["kept"])}
@@ -135,7 +154,7 @@ def searched(world, s: Settings, points: dict, variant: str) -> list[dict]:
         return {"rows": rows}, None
 
     sizes = s.seeds, s.key_seeds, s.word_seeds, s.num_attacked, s.search_budgets, s.attack_lr, s.attack_images
-    about = "search", variant, list(erased), settings_dict(config), scale, s.factors, sizes, s.sampling_steps
+    about = "search", variant, list(erased), settings_dict(config), scale, factors, sizes, s.sampling_steps
     return cached("lock", VERSION, world, measure, *about)[0]["rows"]
 
 
@@ -170,13 +189,12 @@ def prepared(world, s: Settings, points: dict, name: str, erased, seed: int):
 def evaluated(world, s: Settings, points: dict, chosen: dict | None, name: str, split: str, part: str) -> list[dict]:
     """Rows of one part of a model's evaluation on a split.
 
-    Opponents have rates at each part of their steps; the selected variant at its own alone, where all are attacked. Keys of
-    another training seed, and attacks, are measured on one split.
+    Opponents have rates at each part of their steps, and are attacked at one of them; the selected variant has all at its own.
+    Keys of another training seed, and attacks, are measured on one split.
     """
     from ..evaluation.attack_success import references
 
     erased, first = world.split(split), split == s.attacked_split
-    factor = chosen["factor"] if chosen else s.factors[0]
     if (part == "attacks" and not first) or (part == "keys" and name not in (SELECTED, *VARIANTS)):
         return []
     if name in (BASE, ORACLE):
@@ -184,7 +202,7 @@ def evaluated(world, s: Settings, points: dict, chosen: dict | None, name: str, 
         if fixed is None or part == TRAINING:
             return []
         return cells(world, s, name, name, split, part, lambda: fixed, None)
-    variant = chosen["variant"] if name == SELECTED else name
+    variant, factor = (chosen["variant"], chosen["factor"]) if name == SELECTED else (name, s.compared)
     config, scale, train = prepared(world, s, points, variant, erased, s.training_seed)
     other = None
     if name in (SELECTED, *VARIANTS) and first and (part == "keys" or part == TRAINING):

@@ -24,10 +24,10 @@ NAMES = {"synonyms": "unseen synonyms erased"}  # of rates
 def table(record) -> pd.DataFrame:
     """The aim, figure by figure: the selected variant's rate, whether it is reached, and the other models' rates.
 
-    Others are at the same part of their operating points' steps. Of attacks the bound is the oracle's rate.
+    Each model's part of its operating point's step stands beside its name. Of attacks the bound is the oracle's rate.
     """
-    factor, attacks = record.data["selected"]["factor"], attack_rates(record).set_index(["model", "attack", "steps"])
-    models = other_models(record)
+    attacks, names = attack_rates(record).set_index(["model", "attack", "steps"]), model_names(record)
+    models = [model for model in names if model != SELECTED]
 
     def text(found) -> str:
         return "" if found is None else f"{found[0]:.1f} ({found[1]:.0f} to {found[2]:.0f})"
@@ -43,12 +43,21 @@ def table(record) -> pd.DataFrame:
                 at = model, attack, int(steps)
                 own = tuple(attacks.loc[at, ["rate", "low", "high"]]) if at in attacks.index else None
             else:
-                own = rate(record, model, factor, what)
-            row[model] = text(own)
+                own = rate(record, model, record.settings["compared"], what)
+            row[names[model]] = text(own)
         rows[NAMES.get(label, label)] = row
-    others = {model: text(rate(record, model, factor, "others")) for model in (SELECTED, *models)}
-    rows["other objects kept"] = others
+    factors = {SELECTED: record.data["selected"]["factor"]} | dict.fromkeys(models, record.settings["compared"])
+    others = {model: text(rate(record, model, factor, "others")) for model, factor in factors.items()}
+    rows["other objects kept"] = {SELECTED if m == SELECTED else names[m]: own for m, own in others.items()}
     return pd.DataFrame(rows).T.fillna("").rename_axis(f"rate, % (95 % interval); selected: {selected_name(record)}")
+
+
+def model_names(record) -> dict[str, str]:
+    """Model -> its name with the part of its step at which it is compared; base and oracle have none."""
+    found = {SELECTED: f"selected: {selected_name(record)}"}
+    for model in other_models(record):
+        found[model] = model if model in ("base", "oracle") else f"{model}, × {record.settings['compared']:g}"
+    return found
 
 
 def search_table(record) -> pd.DataFrame:
@@ -135,23 +144,26 @@ def attack_figure(record):
 
     from .kit.plots import COLORS, percent_axis, style
 
-    frame, models = attack_rates(record), (SELECTED, *other_models(record))
+    frame, names = attack_rates(record), model_names(record)
     variant = record.data["selected"]["variant"]
     known = variant in record.settings["models"]
     own = {SELECTED: style(variant) if known else {"color": COLORS["purple"], "marker": "o"}}
-    own |= {"oracle": {"color": COLORS["green"], "marker": "s"}, "base": {"color": COLORS["black"], "marker": "D"}}
+    own |= {
+        "oracle": {"color": COLORS["black"], "marker": "*", "ls": "--"},
+        "base": {"color": "#999999", "marker": "."},
+    }
     figure, axes = plt.subplots(1, len(SEARCHES), figsize=(9.4, 3.2), sharey=True, layout="constrained")
     for ax, attack in zip(axes, SEARCHES):
-        part = frame[(frame.attack == attack) & frame.model.isin(models)]
+        part = frame[(frame.attack == attack) & frame.model.isin([*names])]
         steps = sorted(part.steps.unique())
         for n, (model, rows) in enumerate(part.groupby("model", sort=False)):
             x = [steps.index(step) + 0.06 * (n - 2.5) for step in rows.steps]
             spread = np.clip([rows.rate - rows.low, rows.high - rows.rate], 0, None)
-            look, name = own.get(model) or style(model), f"selected: {selected_name(record)}"
-            label = name if model == SELECTED else model
-            ax.errorbar(x, rows.rate, yerr=spread, ms=4, lw=1.2, elinewidth=0.8, label=label, **look)
+            look = own.get(model) or style(model)
+            width = 2.2 if model == SELECTED else 1.2
+            ax.errorbar(x, rows.rate, yerr=spread, ms=5, lw=width, elinewidth=0.8, label=names[model], **look)
         ax.set_xticks(range(len(steps)), steps)
         ax.set(title=attack, xlabel=f"attack steps, on {record.settings['attack_images']} pictures of the class")
     percent_axis(axes[0], "y", "images that show the class, %")
-    figure.legend(*axes[0].get_legend_handles_labels(), ncols=7, loc="outside upper center")
+    figure.legend(*axes[0].get_legend_handles_labels(), ncols=4, loc="outside upper center")
     return figure
