@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 
 from erasekit.studies import STUDIES
-from erasekit.studies.kit.probed import MODELS
 from erasekit.tools import summary
 
 
@@ -72,8 +71,12 @@ def test_a_study_without_a_record_has_no_column(monkeypatch):
     }
     monkeypatch.setattr(summary, "COLUMNS", columns)
     head, *rows = summary.summary({"objects": "1.0"})
-    assert head == ["model", "one"] and [row[0] for row in rows] == list(MODELS)
+    assert head == ["model", "one"] and [row[0] for row in rows] == list(summary.ROWS)
     assert [row for row in rows if row[1]] == [["uce", "1.0"]]
+
+
+def test_rows_are_the_probed_models_and_spm():
+    assert summary.ROWS[:2] == ("base", "oracle") and set(summary.ROWS) - set(summary.MODELS) == {"spm"}
 
 
 def test_columns_are_of_studies_there_are():

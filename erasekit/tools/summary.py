@@ -65,6 +65,8 @@ def most_at_once(rate: str) -> Callable[[Record], dict[str, str]]:
     return cells
 
 
+# What the probes were measured on, and SPM, which keeps as much as the best of them.
+ROWS = tuple(name for model in MODELS for name in ((model, "spm") if model == "mace" else (model,)))
 MORE, LESS = 1, -1  # which is better
 # Heading -> study, the cells that it has of each model, and which of two numbers is better.
 COLUMNS: dict[str, tuple[str, Callable[[Record], dict[str, str]], int]] = {
@@ -73,7 +75,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Record], dict[str, str]], int]] = {
     "10 new words, 10 steps": ("attacks", words, LESS),
     "2 of 15 steps by the base": ("probes", row("completion, 2 steps"), LESS),
     "100 steps of fine-tuning on other objects": ("probes_weights", row("fine-tuning, 100 steps: erased"), LESS),
-    "relearning, of the oracle's steps": ("probes_weights", row("LoRA, 5 pictures: relative to the oracle"), MORE),
+    "steps to learn it again": ("probes_weights", row("LoRA, 5 pictures: steps to 50 %"), MORE),
     "100 concepts, erased": ("scale", most_at_once("ESR-1"), MORE),
     "100 concepts, kept": ("scale", most_at_once("kept"), MORE),
     "U-Net evaluations": ("cost", column("evaluations"), LESS),
@@ -81,9 +83,9 @@ COLUMNS: dict[str, tuple[str, Callable[[Record], dict[str, str]], int]] = {
 
 
 def summary(records: dict[str, Record]) -> list[list[str]]:
-    """The head, then a row for each model that the probes were measured on; a study without a record has no column."""
+    """The head, then a row for each model of `ROWS`; a study without a record has no column."""
     cells = {head: read(records[study]) for head, (study, read, _) in COLUMNS.items() if study in records}
-    rows = [[name, *(own.get(name, "") for own in cells.values())] for name in MODELS]
+    rows = [[name, *(own.get(name, "") for own in cells.values())] for name in ROWS]
     return [["model", *cells], *rows]
 
 
