@@ -104,10 +104,14 @@ def figures(record) -> dict:
 
 def ranked(record) -> list[dict]:
     """The base and the runs of the first training seed, from most to fewest images with a detection above 0.5."""
-    data = record.data
-    half = int(np.argmin(np.abs(np.subtract(data["thresholds"], 0.5))))
+    data, half = record.data, nearest(record, 0.5)
     runs = [{"method": "base"} | data["base"], *(run for run in data["runs"] if run["training_seed"] == 0)]
     return sorted(runs, key=lambda run: -run["rate"][half])
+
+
+def nearest(record, threshold: float) -> int:
+    """The place of the nearest of the record's thresholds, which is also that of its rate."""
+    return int(np.argmin(np.abs(np.subtract(record.data["thresholds"], threshold))))
 
 
 def interval(record, runs: list[dict]) -> tuple[float, float]:
@@ -125,7 +129,7 @@ def detections_figure(record):
     from .kit import plots
 
     data, runs = record.data, ranked(record)
-    names = [run["method"] for run in runs]
+    names, half = [run["method"] for run in runs], nearest(record, 0.5)
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(9.4, 0.24 * len(runs) + 1.9), width_ratios=[1.2, 1.1, 0.8], sharey=True, layout="constrained"
     )
@@ -140,7 +144,7 @@ def detections_figure(record):
     left.set_xlabel("Class")
     middle.set_title(f"Images with any {data['category']} detected,\nwith 95 % intervals")
     for y, run in enumerate(runs):
-        rate, look = np.mean(list(run["by_class"].values())), plots.style(run["method"])
+        rate, look = run["rate"][half], plots.style(run["method"])
         middle.hlines(y, *interval(record, [run]), color=look["color"], lw=1)
         middle.plot(rate, y, ms=6, **look)
         text = {"va": "center", "fontsize": 7.5, "color": look["color"], "weight": plots.weight(run["method"])}
@@ -186,7 +190,7 @@ def table(record) -> pd.DataFrame:
     In brackets the 95 % interval at 0.5, see `interval`.
     """
     data = record.data
-    at = {t: int(np.argmin(np.abs(np.subtract(data["thresholds"], t)))) for t in (0.3, 0.5, 0.7, 0.8)}
+    at = {t: nearest(record, t) for t in (0.3, 0.5, 0.7, 0.8)}
     kept = [k for k in ("top-1", "CLIP", "FID", "KID x 1000") if k in data["base"]["kept"]]  # not every world has all
     rows = [
         {"method": run.get("method", "base")}
