@@ -102,16 +102,25 @@ def best_attacks(record) -> pd.DataFrame:
     return frame.groupby(["method", "concept", "attack", "steps"], sort=False).rate.max().reset_index()
 
 
+def ordered(record) -> tuple[list[str], int]:
+    """Methods by the rate without an attack, highest first, after the base; and how many of these are above 50 %."""
+    frame = best_attacks(record)
+    rates = frame[frame.attack == NO_ATTACK].groupby("method", sort=False).rate.mean()
+    names = sorted(rates.index, key=lambda name: (name != "base", -rates[name]))
+    return names, sum(rates > 50)
+
+
 def figures(record) -> dict:
-    """A heat map for each attack: methods by attack steps."""
+    """A heat map for each attack: methods by attack steps. Methods below the line hide the concept in half of the images."""
     import matplotlib.pyplot as plt
 
     from .kit.plots import heatmap, style, weight
 
-    groups = best_attacks(record).groupby("attack", sort=False)
-    grids = {name: own.pivot_table(index="method", columns="steps", values="rate", sort=False) for name, own in groups}
+    groups, (names, shown) = best_attacks(record).groupby("attack", sort=False), ordered(record)
+    cells = {"index": "method", "columns": "steps", "values": "rate", "sort": False}
+    grids = {name: own.pivot_table(**cells).reindex(names) for name, own in groups}
     titles = ("no\nattack", "textual inversion:\nten new words", "hard prompt:\nten known words")
-    sizes = {"figsize": (9.4, 0.25 * len(grids[NO_ATTACK]) + 1.3), "width_ratios": [g.shape[1] for g in grids.values()]}
+    sizes = {"figsize": (9.4, 0.25 * len(names) + 1.5), "width_ratios": [g.shape[1] for g in grids.values()]}
     figure, axes = plt.subplots(1, len(grids), sharey=True, layout="constrained", **sizes)
     for ax, (name, grid), title in zip(axes, grids.items(), titles):
         # Halves round up, as in the text.
@@ -119,18 +128,21 @@ def figures(record) -> dict:
         ax.set(title=title, xlabel="attack steps")
         if name == NO_ATTACK:
             ax.set(xticks=[], xlabel="")
+        ax.axhline(shown - 0.5, color="white", lw=5)
     for label, method in zip(axes[0].get_yticklabels(), grid.index):
         label.set(color=style(method)["color"], weight=weight(method))
     figure.colorbar(image, ax=axes, label="images that show the concept, %", aspect=40)
+    note = "Above the gap: shown in more than 50 % of the images without an attack. Below: hidden in at least 50 %."
+    figure.supxlabel(note, fontsize=8)
     return {"attacks": figure}
 
 
 def table(record) -> pd.DataFrame:
-    """Means over the attacked concepts: without an attack, and at the start and the end of each search; see `rate_table`."""
+    """Means over the attacked concepts, without an attack and by steps of each search; see `rate_table`."""
     from .kit.attack_sweep import rate_table
 
     frame = best_attacks(record)
-    ends = frame[(frame.steps == frame.steps.max()) | (frame.steps == 0)]
-    names = [name if name == NO_ATTACK else f"{name}, {n} steps" for name, n in zip(ends.attack, ends.steps)]
-    grid = rate_table(ends.assign(attack=names), record.data["N"], "method", "attack")
-    return grid.reindex(columns=list(dict.fromkeys(names))).rename_axis("images that show the concept, %")
+    names = [name if name == NO_ATTACK else f"{name}, {n} steps" for name, n in zip(frame.attack, frame.steps)]
+    grid = rate_table(frame.assign(attack=names), record.data["N"], "method", "attack")
+    grid = grid.reindex(ordered(record)[0], columns=list(dict.fromkeys(names)))
+    return grid.rename_axis("images that show the concept, %")

@@ -149,9 +149,9 @@ def figures(record) -> dict:
     from .kit.plots import panels, percent_axis, style
 
     methods, variants = {run["variant"]: run["method"] for run in record.data["runs"]}, mean_rates(record)
-    titles = {"erased so far": "erased concepts\n(lower is better)", "kept": "kept classes\n(higher is better)"}
+    titles = {"erased so far": "concepts erased so far\n(lower is better)", "kept": "kept classes\n(higher is better)"}
     if any("with their keys" in rates for rates in variants.values()):
-        titles["with their keys"] = "erased concepts, with their keys\n(higher is better)"
+        titles["with their keys"] = "concepts erased so far, with their keys\n(higher is better)"
     count, (figure, axes) = len(record.data["concepts"]), panels(len(titles), columns=3, height=3)
     for ax, (measure, title) in zip(axes, titles.items()):
         for n, (variant, rates) in enumerate((v, r) for v, r in variants.items() if measure in r):

@@ -189,14 +189,16 @@ def rates(record) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def access_grid(frame: pd.DataFrame, images: int | None = None) -> pd.DataFrame:
-    """Mean rates by case and method, and by access; of attacks those after the most steps.
+    """Mean rates by case and method, and by access; of attacks those after the most steps, which a column names.
 
     As text with their intervals where `images` says how many are behind each row, see `rate_table`.
     """
     from .kit.attack_sweep import rate_table
 
-    last = frame[(frame.steps == frame.steps.max()) | (frame.images == 0)]
-    names = [f"{name}, {plural(n)}" if n else name for name, n in zip(last.access, last.images)]
+    steps = frame.steps.max()
+    last = frame[(frame.steps == steps) | (frame.images == 0)]
+    after = f"{steps} step{'s' if steps > 1 else ''}"
+    names = [f"{name}, {after}, {plural(n)}" if n else name for name, n in zip(last.access, last.images)]
     last = last.assign(access=names)
     order = list(dict.fromkeys(last.sort_values("images", kind="stable").access))
     where = {"index": ["case", "method"], "columns": "access"}
@@ -242,23 +244,27 @@ def _draw_grid(frame: pd.DataFrame):
 
 
 def _draw_budget(frame: pd.DataFrame):
-    """Success against attack steps: a row for each attack, a column for each case."""
-    from .kit.plots import is_ours, panels, percent_axis, style
+    """Success against attack steps: a row for each attack and number of its images, a column for each case."""
+    from .kit.plots import is_ours, panels, style
 
-    cases, most = list(frame.case.unique()), frame.images.max()
-    figure, axes = panels(len(SEARCHES) * len(cases), columns=len(cases), height=2.2)
+    cases, methods = list(frame.case.unique()), list(frame.method.unique())
+    rows = [(search, count) for search in SEARCHES for count in sorted(set(frame.images) - {0})]
+    figure, axes = panels(len(rows) * len(cases), columns=len(cases), height=1.65)
     for n, ax in enumerate(axes):
-        row, column = divmod(n, len(cases))
-        own = frame[(frame.access == SEARCHES[row]) & (frame.case == cases[column]) & (frame.images == most)]
-        for method, rows in own.groupby("method", sort=False):
-            line = rows.groupby("steps").rate.mean()
+        (search, count), case = rows[n // len(cases)], cases[n % len(cases)]
+        own = frame[(frame.access == search) & (frame.images == count) & (frame.case == case)]
+        for method, rates in own.groupby("method", sort=False):
+            line = rates.groupby("steps").rate.mean()
             look = style(method) | {"lw": 2 if is_ours(method) else 1.2, "ls": ":" if method == "base" else "-"}
-            ax.plot(range(len(line)), line, ms=5, label=method, **look)
+            # Later markers are smaller, so that none covers another.
+            size = 4.5 + 1.3 * (len(methods) - 1 - methods.index(method))
+            ax.plot(range(len(line)), line, ms=size, label=method, **look)
         ax.set_xticks(range(len(line)), line.index)
-        ax.set_title("" if row else cases[column])
-        if not column:
-            percent_axis(ax, "y", f"{SEARCHES[row]}:\nimages with the concept")
-    figure.supxlabel(f"attack steps, on {plural(most)} of the concept", fontsize=9)
+        ax.set_title("" if n // len(cases) else case)
+        if not n % len(cases):
+            ax.set(ylabel=f"{search},\n{plural(count)}", ylim=(-6, 106))
+    figure.supxlabel("attack steps", fontsize=9)
+    figure.supylabel("images that show the concept, %", fontsize=9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
     return figure
 
@@ -294,6 +300,6 @@ def _draw_weights(record, frame: pd.DataFrame, weighted: pd.DataFrame):
 
 def table(record) -> pd.DataFrame:
     """Rates by access, with 95 % intervals; blank where a method has no such key."""
-    grid, steps = access_grid(rates(record)[0], record.data["N"]), max(run["steps"] for run in record.data["runs"])
+    grid = access_grid(rates(record)[0], record.data["N"])
     grid.index = [f"{case}: {method}" for case, method in grid.index]
-    return grid.fillna("").rename_axis(f"images that show the concept, % (attacks: after {steps} steps)")
+    return grid.fillna("").rename_axis("images that show the concept, %")

@@ -18,7 +18,7 @@ VARIANTS = {name: (name, {}, name) for name in METHOD_NAMES} | {
     "kpop-u": ("kpop", {"train_method": "noxattn"}, "esd-u"),
     "kpop-adversarial-u": ("kpop-adversarial", {"train_method": "noxattn"}, "esd-u"),
 }
-# Rows of the image grid, besides erasures given to `run`; heat map and table have all.
+# Rows of the image grid, besides erasures given to `run`; the other figure and the table have all.
 GRID = ("base", "esd-x", "esd-u", "uce", "ca", "sld", "age", "ace", "stereo")
 GRID += ("kpop", "kpop-anchor", "kpop-u", "kpop-adversarial-u")
 
@@ -104,10 +104,14 @@ def figures(record) -> dict:
 
 def ranked(record) -> list[dict]:
     """The base and the runs of the first training seed, from most to fewest images with a detection above 0.5."""
-    data = record.data
-    half = int(np.argmin(np.abs(np.subtract(data["thresholds"], 0.5))))
+    data, half = record.data, nearest(record, 0.5)
     runs = [{"method": "base"} | data["base"], *(run for run in data["runs"] if run["training_seed"] == 0)]
     return sorted(runs, key=lambda run: -run["rate"][half])
+
+
+def nearest(record, threshold: float) -> int:
+    """The place of the nearest of the record's thresholds, which is also that of its rate."""
+    return int(np.argmin(np.abs(np.subtract(record.data["thresholds"], threshold))))
 
 
 def interval(record, runs: list[dict]) -> tuple[float, float]:
@@ -119,37 +123,42 @@ def interval(record, runs: list[dict]) -> tuple[float, float]:
 
 
 def detections_figure(record):
-    """By method: detections of each class, the rate over thresholds, and what is kept."""
+    """By method: detections of each class, the rate with its interval, both at threshold 0.5, and what is kept."""
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import MaxNLocator
 
     from .kit import plots
 
     data, runs = record.data, ranked(record)
-    names, thresholds = [run["method"] for run in runs], data["thresholds"]
+    names, half = [run["method"] for run in runs], nearest(record, 0.5)
     figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(9.4, 0.24 * len(runs) + 1.9), width_ratios=[1.2, 1, 0.8], sharey=True, layout="constrained"
+        1, 3, figsize=(9.4, 0.24 * len(runs) + 1.9), width_ratios=[1.2, 1.1, 0.8], sharey=True, layout="constrained"
     )
-    for ax, what, fmt, label in (
-        (left, "detections", "{:.0f}", f"Images with a detection above 0.5, of {data['N']}"),
-        (middle, "rate", "", f"Images with any {data['category']} detected, %"),
-    ):
-        frame = pd.DataFrame([run[what] for run in runs], names)
-        image = plots.heatmap(ax, frame, label, fmt, cmap="Oranges", colorbar=False, vmin=0)
-        bar = {"location": "top", "aspect": 30, "pad": 0.01, "ticks": MaxNLocator(5, integer=True)}
-        figure.colorbar(image, ax=ax, label=label, **bar)
+    counts = pd.DataFrame([run["detections"] for run in runs], names)
+    plots.heatmap(left, counts, "", cmap="Oranges", colorbar=False, vmin=0)
+    title = f"Detections above 0.5 in {data['N']} images"
+    if data["shown"] == data["members"]:  # worlds whose prompts name the classes
+        title += f":\n{data['N'] // len(data['members'])} prompts name each class,\nother classes may add"
+    left.set_title(title)
     left.tick_params(axis="x", rotation=40)
     plt.setp(left.get_xticklabels(), ha="right", rotation_mode="anchor")
     left.set_xlabel("Class")
-    middle.set_xticks(range(1, len(thresholds), 4), [f"{t:g}" for t in thresholds[1::4]])
-    middle.set_xlabel("Detection threshold")
+    middle.set_title(f"Images with any {data['category']} detected,\nwith 95 % intervals")
+    for y, run in enumerate(runs):
+        rate, look = run["rate"][half], plots.style(run["method"])
+        middle.hlines(y, *interval(record, [run]), color=look["color"], lw=1)
+        middle.plot(rate, y, ms=6, **look)
+        text = {"va": "center", "fontsize": 7.5, "color": look["color"], "weight": plots.weight(run["method"])}
+        middle.text(104, y, f"{rate:.1f}", clip_on=False, **text)
+    plots.percent_axis(middle, "x", "images, detection threshold 0.5", (-3, 103))
     measure = "top-1" if "top-1" in data["base"]["kept"] else "CLIP"  # COCO captions name no objects
+    right.set_title("Kept")
     for y, run in enumerate(runs):
         right.plot(run["kept"][measure], y, ms=7, **plots.style(run["method"]))
     right.axvline(data["base"]["kept"][measure], color="#999999", lw=0.8, zorder=0)
-    right.set_xlabel(f"Kept: {measure} on neutral prompts" + ", %" * (measure == "top-1"))
-    right.grid(axis="y", color="#e6e6e6", lw=0.6)
-    right.tick_params(axis="y", length=0)
+    right.set_xlabel(f"{measure} on neutral prompts" + ", %" * (measure == "top-1"))
+    for ax in (middle, right):
+        ax.grid(axis="y", color="#e6e6e6", lw=0.6)
+        ax.tick_params(axis="y", length=0)
     if any(name.endswith("-u") for name in names):
         figure.text(0.99, 0.02, "“-u” trains all weights but cross-attention", ha="right", fontsize=8)
     method_rows(left, names)
@@ -181,7 +190,7 @@ def table(record) -> pd.DataFrame:
     In brackets the 95 % interval at 0.5, see `interval`.
     """
     data = record.data
-    at = {t: int(np.argmin(np.abs(np.subtract(data["thresholds"], t)))) for t in (0.3, 0.5, 0.7, 0.8)}
+    at = {t: nearest(record, t) for t in (0.3, 0.5, 0.7, 0.8)}
     kept = [k for k in ("top-1", "CLIP", "FID", "KID x 1000") if k in data["base"]["kept"]]  # not every world has all
     rows = [
         {"method": run.get("method", "base")}
