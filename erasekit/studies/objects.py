@@ -232,7 +232,7 @@ def grid_figure(record):
     for image, rate in zip(ax.images, [rates[name][c] for name in shown for c in classes]):
         _, right, bottom, _ = image.get_extent()
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
-        ax.text(right - 0.04, bottom - 0.05, f"{rate:.0f}", ha="right", va="bottom", fontsize=6.5, bbox=box)
+        ax.text(right - 0.04, bottom - 0.05, f"{rate:.0f}", ha="right", va="bottom", fontsize=8, bbox=box)
     note = (
         f"In the corner: of the class's {record.data['N']} images, how many percent the judge recognises as the class."
     )
