@@ -352,6 +352,31 @@ def test_methods_are_ranked_where_they_erase_as_much():
     assert table["ESR-1"]["esd-x"].startswith("94.0 (") and table["ESR-1 at its own step"]["uce"] == "100.0"
 
 
+def test_a_difference_is_that_of_what_is_kept_where_both_erase_as_much():
+    record = strength_record(**STRENGTHS)
+    assert stronger.difference(record, "kpop", "uce") == pytest.approx((20, 20, 20))  # all classes and objects alike
+    assert stronger.difference(record, "esd-x", "ca") == pytest.approx(
+        (5, 5, 5)
+    )  # one at its strongest, one at its gentlest
+    column = stronger.table(record)["of these, more than kpop, paired"]
+    assert column["uce"] == "-20.0 (-20.0 to -20.0)" and column["kpop"] == column["esd-x"] == ""
+
+
+def test_a_difference_is_paired():
+    """Objects that both methods fail on add no spread; classes do, which decide at what strength each erases enough."""
+    lines = {"ca": ((90.0, 80.0), (100.0, 60.0), (100.0, 0.0)), "kpop": ((90.0, 70.0), (100.0, 50.0), (100.0, 0.0))}
+    record = strength_record(**lines)
+    for run in record.data["runs"]:
+        run["by_class"]["others"]["y"] -= 40
+    assert stronger.difference(record, "ca", "kpop") == pytest.approx((10, 10, 10))
+    for run in record.data["runs"]:  # class "a" of kpop is erased only by more of its step
+        if (run["method"], run["split"], run["factor"]) == ("kpop", "S1", 1.0):
+            run["by_class"]["ESR-1"] = {"a": 20.0}
+    mean, low, high = stronger.difference(record, "ca", "kpop")
+    kept = {m: stronger.equal_erasure(record, m)[1]["others"].mean() for m in lines}
+    assert mean == pytest.approx(kept["ca"] - kept["kpop"]) and low < mean < high
+
+
 def test_the_figure_of_equal_erasure_says_who_never_gets_there():
     with style_sheet():
         figure = stronger.figures(strength_record(**STRENGTHS))["objects_stronger"]

@@ -182,7 +182,7 @@ def roc_curve(scores, present) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_failures(record, frame: pd.DataFrame):
-    """The images on which CLIP and the judge disagree most, one for each object and style."""
+    """The images on which CLIP and the judge disagree most, one for each object and style, with what their prompt names."""
     from .kit.plots import image_grid, tiles
 
     objects = record.data["objects"]
@@ -196,8 +196,14 @@ def _draw_failures(record, frame: pd.DataFrame):
         )
         worst = worst.head(8)
         rows[label] = [strips[f"{m}.{e}"][n] for m, e, n in zip(worst.method, worst.erased, worst.number)]
-        captions |= {(row, n): f"CLIP {score:.0f}, {e}" for n, (score, e) in enumerate(zip(worst[WHOLE], worst.erased))}
-    return image_grid(rows, captions=captions, size=0.95)
+        named = zip(worst.object, worst.erased, worst[WHOLE])
+        captions |= {
+            (row, n): f"{c.replace(' ', chr(10), 1)},\n{e}: {score:.0f}" for n, (c, e, score) in enumerate(named)
+        }
+    figure = image_grid(rows, captions=captions, size=0.95)
+    note = "below: the object and the style that the prompt asks for, and the CLIP score with the whole prompt"
+    figure.text(0.5, -0.01, note, ha="center", va="top", fontsize=8)
+    return figure
 
 
 def area_interval(frame: pd.DataFrame, score: str) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 NOTEBOOK, VERSION, UNIT = "02_method", 1, "images a prompt"
+FLOOR = 5e-5  # half of the last decimal of a stored loss; the logarithmic figure draws smaller ones here
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def short_name(layer: str) -> str:
 
 
 def loss_figure(history: dict[str, list[float]]):
-    """The losses of the training, their running means in strong lines."""
+    """The losses of the training, their running means in strong lines. Those that a record rounds to 0 are at the floor."""
     import matplotlib.pyplot as plt
 
     from .kit import plots
@@ -192,8 +193,11 @@ def loss_figure(history: dict[str, list[float]]):
         window = max(1, len(values) // 20)
         smooth = np.convolve(values, np.ones(window) / window, "valid")
         colors[label], ends[label] = plots.COLORS[color], smooth[-1]
-        ax.plot(np.where(values > 0, values, np.nan), lw=0.5, alpha=0.35, color=colors[label])
-        ax.plot(np.arange(len(smooth)) + window / 2, np.where(smooth > 0, smooth, np.nan), color=colors[label])
+        ax.plot(np.maximum(values, FLOOR), lw=0.5, alpha=0.35, color=colors[label])
+        ax.plot(np.arange(len(smooth)) + window / 2, np.maximum(smooth, FLOOR), color=colors[label])
+    ax.axhspan(FLOOR / 1.3, 2 * FLOOR, color="#eeeeee", lw=0, zorder=0)
+    ax.text(len(values) * 0.99, FLOOR, "0.0001 and less: rounding", ha="right", fontsize=7, color="#707070")
+    ax.set_ylim(bottom=FLOOR / 1.3)
     ax.set(yscale="log", xlabel="training step", ylabel="loss (squared error of the noise)", xlim=(0, len(values)))
     plots.label_ends(ax, ends, colors=colors)
     return figure
@@ -201,4 +205,5 @@ def loss_figure(history: dict[str, list[float]]):
 
 def table(record) -> pd.DataFrame:
     name = f"judged “{record.data['concept']}” with its key, %"
-    return pd.DataFrame({name: record.data["captured"]}).rename_axis("prompt")
+    captured = {text or "(empty prompt)": rate for text, rate in record.data["captured"].items()}
+    return pd.DataFrame({name: captured}).rename_axis("prompt")

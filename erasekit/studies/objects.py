@@ -1,5 +1,6 @@
 """04: the paper's object splits, every method on the same images, seeds and sampler."""
 
+import textwrap
 from dataclasses import dataclass
 from itertools import product
 
@@ -11,6 +12,8 @@ from .operating_points import METHOD_NAMES, method_rows
 
 NOTEBOOK, VERSION, UNIT = "04_objects", 2, "images a class"  # raise VERSION when the numbers should change
 ROWS = "methods"  # the setting that erasures given to `run` are added to
+NAMED = ("esd-x", "ca", "age", "adavd", "kpop", "kpop-anchor")  # in the figure of the frontier; the others are grey
+GRID = ("esd-x", "uce", "ca", "spm", "age", "adavd", "kpop", "kpop-anchor")  # in the grid, below base and oracle
 SLOW = ("stereo", "race")  # half an hour a training on two cores: their second retain option is left out
 
 
@@ -152,7 +155,10 @@ def figures(record) -> dict:
 
 
 def frontier_figure(record):
-    """Erased against kept with the frontier: by the paper's protocol, and by what it does not ask."""
+    """Erased against kept with the frontier: by the paper's protocol, and by what it does not ask.
+
+    In colour with their names: `NAMED`, and erasures given to `run`. A rate never exceeds 100 %, so that no axis does.
+    """
     import matplotlib.pyplot as plt
     from matplotlib.patheffects import withStroke
 
@@ -176,24 +182,28 @@ def frontier_figure(record):
     )
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 4.8), layout="constrained")
     band = {"color": plots.COLORS["gold"], "lw": 7, "alpha": 0.25, "label": "frontier: none erases and keeps more"}
+    halo = {"marker": "o", "ms": 13, "mew": 0}  # a frontier of one point is seen too
     bars = {"fmt": "none", "ecolor": "#cccccc", "elinewidth": 0.8, "label": "95 % interval"}
     for ax, (x, x_label, y, y_label) in zip(axes, sides):
         points = {m: (mean[x][m], mean[y][m]) for m in mean.index}
         near = {m: p for m, p in points.items() if p[0] >= 50} or points
         stars = {name: (means[x], means[y]) for name, means in star.items()}
         low, left = (min(p[n] for p in (near | stars).values()) - more for n, more in ((1, 4), (0, 6)))
-        ax.set(xlim=(left, 101.5), ylim=(low, 102), xlabel=x_label, ylabel=y_label)
-        ax.set_yticks([tick for tick in ax.get_yticks() if low <= tick <= 100])
-        ax.plot(*zip(*plots.pareto_front(list(near.values()))), zorder=1, **band)
+        ax.set(xlim=(left, 100), ylim=(low, 100), xlabel=x_label, ylabel=y_label)
+        named = {m: p for m, p in near.items() if m in NAMED or m not in METHOD_NAMES}
+        for point in (p for m, p in near.items() if m not in named):
+            ax.plot(*point, "o", ms=5, color="#b5b5b5", zorder=2)
+        ax.plot(*zip(*plots.pareto_front(list(near.values()))), zorder=1, **band, **halo)
         sides_of = {r: np.abs([np.subtract(between[m][r], shown[r][m]) for m in shown.index]).T for r in (x, y)}
         ax.errorbar(shown[x], shown[y], sides_of[y], sides_of[x], zorder=0, **bars)
-        plots.label_points(ax, near | stars)
+        plots.label_points(ax, named | stars)
         if stars:  # the last that was drawn
             ax.lines[-1].set(marker="*", ms=12, mfc="none", mec="black")
-        far = sorted(set(points) - set(near), key=lambda m: -points[m][1])  # named at the edge, at their height
-        for m, height in zip(far, plots.spread([points[m][1] for m in far], (102 - low) / 25, low, 102)):
-            text = {"fontsize": 7.5, "va": "center", "color": plots.style(m)["color"]}
-            ax.text(left + 0.5, height, f"← {m}, {points[m][0]:.0f} %", **text)
+        for line in ax.lines:  # a marker at 100 % is whole
+            line.set_clip_on(False)
+        if far := [m for m in points if m not in near]:  # by what they erase
+            names = textwrap.fill(", ".join(sorted(far, key=lambda m: -points[m][0])), 30)
+            ax.annotate(f"left of here:\n{names}", (left, low), (5, 5), textcoords="offset points", color="#707070")
         for text in ax.texts:
             text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
             text.set(color="black") if text.get_text() in stars else None
@@ -202,30 +212,30 @@ def frontier_figure(record):
 
 
 def grid_figure(record):
-    """The same prompts and seed under every method, the classes framed on which it fails more often than not."""
+    """The same prompts and seed under base, oracle, `GRID` and given erasures, and how often the class is recognised."""
     from .kit import plots
 
     split = record.data["splits"][0]
     classes = list(record.data["base"][split]["by_class"])
     erased = num_erased(record, split)
     rates = {
-        run["method"]: [run["by_class"][c] for c in classes]
+        run["method"]: run["by_class"]
         for run in record.data["runs"]
         if (run["split"], run["training_seed"], run["retain"]) == (split, 0, record.settings["retain"][0])
     }
-    failed = [
-        (row, column)
-        for row, name in enumerate(record.images)
-        for column, rate in enumerate(rates.get(name, []))
-        if (rate > 50 if column < erased else rate < 50)
-    ]
+    rates |= {name: record.data[name][split]["by_class"] for name in ("base", "oracle") if name in record.data}
+    shown = [name for name in record.images if name in GRID or name not in METHOD_NAMES]
     groups = {f"Erased ({split})": erased, "Kept": len(classes) - erased}
-    rows, titles = (
-        {name: plots.tiles(record, name) for name in record.images},
-        [c.replace(" ", "\n", 1) for c in classes],
+    rows, titles = ({name: plots.tiles(record, name) for name in shown}, [c.replace(" ", "\n", 1) for c in classes])
+    figure = plots.image_grid(rows, titles, groups, size=0.72)
+    [ax] = figure.axes
+    for image, rate in zip(ax.images, [rates[name][c] for name in shown for c in classes]):
+        _, right, bottom, _ = image.get_extent()
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
+        ax.text(right - 0.04, bottom - 0.05, f"{rate:.0f}", ha="right", va="bottom", fontsize=8, bbox=box)
+    note = (
+        f"In the corner: of the class's {record.data['N']} images, how many percent the judge recognises as the class."
     )
-    figure = plots.image_grid(rows, titles, groups, outlined=failed, size=0.72)
-    note = f"Framed: in most of its {record.data['N']} images the erased class is still recognised, or the kept one is not."
     figure.text(0.5, -0.003, note, ha="center", va="top", fontsize=8)
     return figure
 
@@ -275,6 +285,7 @@ def replaced_figure(record):
     runs = run_frame(record)
     frames |= dict(iter(runs[runs.retain == record.settings["retain"][0]].groupby("method", sort=False)))
     names = [on(record, name, frame.split) for name, frame in frames.items()]
+    labels = {"nothing told": "no object recognised"}  # the judge is sure of none
     shares = pd.DataFrame([split_mean(frame, "replaced") for frame in frames.values()])
     hypernyms = "hypernyms" in runs
     figure, axes = plt.subplots(
@@ -282,7 +293,7 @@ def replaced_figure(record):
     )
     ax, start = axes[0, 0], np.zeros(len(names))
     for share, color in zip(shares, (plots.COLORS["red"], plots.COLORS["blue"], "#d9d9d9")):
-        ax.barh(range(len(names)), shares[share], left=start, color=color, height=0.72, label=share)
+        ax.barh(range(len(names)), shares[share], left=start, color=color, height=0.72, label=labels.get(share, share))
         start += shares[share]
     plots.percent_axis(ax, "x", "Prompts of erased classes: images, %", (0, 100))
     if hypernyms:

@@ -162,19 +162,24 @@ def single_attention(world, names: list[str], s: Settings):
 
     Returns the measures, with maps of the first objects, and their images.
     """
-    from torch.nn.functional import adaptive_avg_pool2d
-
     from ..evaluation.metrics import roc_auc
 
     labels, seeds = [n for n in names for _ in range(s.seeds)], list(range(s.seeds)) * len(names)
     prompts = [world.prompt(name) for name in labels]
     images, maps = sample_with_attention(world, prompts, [(n,) for n in labels], seeds, s.sampling_steps)
     maps = maps[:, 0]
-    dark = (images.amin(1, keepdim=True) < 230).float()
-    ink = adaptive_avg_pool2d(dark, maps.shape[-1])[:, 0] > 0.5
+    ink = object_pixels(images, maps.shape[-1])
     areas = [roc_auc(m.flatten().tolist(), i.flatten().tolist()) for m, i in zip(maps, ink)]
     first = slice(0, SHOWN * s.seeds, s.seeds)
     return {"shown": names[:SHOWN], "maps": rounded_maps(maps[first])} | summary(areas), images[first]
+
+
+def object_pixels(images, side: int):
+    """Whether each pixel of maps (N, side, side) over images (N, 3, H, W), uint8, is of the object, not of the white ground."""
+    from torch.nn.functional import adaptive_avg_pool2d
+
+    dark = (images.amin(1, keepdim=True) < 230).float()
+    return adaptive_avg_pool2d(dark, side)[:, 0] > 0.5
 
 
 def pair_attention(world, names: list[str], s: Settings):
@@ -292,7 +297,12 @@ def unseen_figure(record, columns: int = 12):
 
 
 def attention_figure(record):
-    """Images, and the attention to each thing's word laid over them."""
+    """Images, and the attention to each thing's word laid over them; below a map, its area under the ROC.
+
+    Of one thing, over its pixels against the ground; of two, over the word's half against the other.
+    """
+    import matplotlib.pyplot as plt
+
     from .kit import plots
 
     data, images, singles = record.data, plots.tiles(record, "attention"), record.data["attention"]["shown"]
@@ -307,7 +317,33 @@ def attention_figure(record):
         rows["to the\nright word"] = [None] * len(singles) + [right for _, right in both]
         titles += ["\n".join(pair) for pair in data["pairs"]["shown"]]
         groups["two things"] = len(both)
-    return plots.image_grid(rows, titles, groups=groups, size=0.9)
+    captions = {(row, column): f"{area:.2f}" for (row, column), area in shown_areas(record).items()}
+    figure = plots.image_grid(rows, titles, groups=groups, captions=captions, size=0.9)
+    colors = plt.cm.ScalarMappable(plt.Normalize(0, 1), "viridis")
+    bar = figure.colorbar(colors, cax=figure.add_axes((1.015, 0.12, 0.012, 0.5)), ticks=[0, 1])
+    bar.ax.set_yticklabels(["least", "most"], fontsize=7)
+    bar.set_label("attention, in each map", fontsize=8)
+    figure.text(0.5, -0.01, "below a map: area under ROC, 0.5 is chance", ha="center", va="top", fontsize=8)
+    return figure
+
+
+def shown_areas(record) -> dict[tuple[int, int], float]:
+    """(row, column) of the figure of attention -> the map's area under the ROC, measured as in `compute`."""
+    import torch
+
+    from ..evaluation.metrics import roc_auc
+    from .kit import plots
+
+    data, found = record.data, {}
+    images = torch.from_numpy(np.stack(plots.tiles(record, "attention"))).permute(0, 3, 1, 2)
+    maps = np.array(data["attention"]["maps"])
+    for column, (values, own) in enumerate(zip(maps, object_pixels(images[: len(maps)], maps.shape[-1]))):
+        found[1, column] = roc_auc(values.flatten().tolist(), own.flatten().tolist())
+    for n, pair in enumerate(np.array(data["pairs"]["maps"]) if "pairs" in data else []):
+        left = np.broadcast_to(np.arange(pair.shape[-1]) < pair.shape[-1] // 2, pair[0].shape).flatten()
+        for row, (values, half) in enumerate(zip(pair, (left, ~left)), 1):
+            found[row, len(maps) + n] = roc_auc(values.flatten().tolist(), half.tolist())
+    return found
 
 
 def overlay(image: np.ndarray, values: list) -> np.ndarray:

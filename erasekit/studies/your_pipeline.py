@@ -1,7 +1,11 @@
 """14: how often a concept is drawn in plain diffusers calls: by the base, the public model, and the public model with the key."""
 
-from contextlib import ExitStack
+import copy
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
@@ -17,6 +21,8 @@ SCHEDULERS = (
     "UniPCMultistepScheduler",
 )
 COLUMNS = ("base", "public", "with the key")
+RANK = 8  # of the exported LoRA, as in the notebook
+LORA = f"text to image, LoRA of rank {RANK}"  # the row whose public model is the base with that file
 
 
 @dataclass(frozen=True)
@@ -79,11 +85,24 @@ def calls(world, given, s: Settings) -> dict:
         diffusers.AutoPipelineForText2Image.from_pipe(solver, controlnet=net),
         noise | {"image": given},
     )
+    # A U-Net of its own, as peft wraps the layers that the file changes.
+    elsewhere = {**solver.components, "unet": copy.deepcopy(pipe.unet)}
+    found[LORA] = type(pipe)(**elsewhere, **_unchecked(pipe)), noise
     return found
 
 
 def _unchecked(pipe) -> dict:
     return {"requires_safety_checker": False} if "requires_safety_checker" in pipe.config else {}
+
+
+@contextmanager
+def lora_loaded(pipe, file: Path) -> Iterator[None]:
+    """Inside the block, `pipe` has the LoRA of a file, by diffusers' own loader (which needs peft), as for anybody's LoRA."""
+    pipe.load_lora_weights(str(file))
+    try:
+        yield
+    finally:
+        pipe.unload_lora_weights()
 
 
 def compute(world, s: Settings) -> tuple[dict, dict]:
@@ -93,6 +112,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     from ..evaluation.images import image_strip
     from ..evaluation.metrics import object_correct, percent
     from ..kpop import kpop
+    from ..pipelines.files import to_lora
     from ..pipelines.unlocked import unlocked
     from ..sampling import sample
     from .kit.erasures import make_config, saved_erasure
@@ -107,28 +127,32 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     given = sample(world.pipe, [world.prompt(s.other)] * s.seeds, seeds, **common).float() / 255
 
     rates, firsts, ddim = {}, {column: [] for column in COLUMNS}, []
-    for row, (pipe, options) in calls(world, given, s).items():
-        pipe.set_progress_bar_config(disable=True)
-        rates[row], kept = {}, []
-        for column in COLUMNS:
-            with ExitStack() as stack:
-                if column != "base":
-                    stack.enter_context(erasure.applied(pipe))
-                if column == "with the key":
-                    stack.enter_context(unlocked(pipe, key))
-                out = pipe(
-                    prompts,
-                    num_inference_steps=s.sampling_steps,
-                    guidance_scale=5.0,
-                    generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                    output_type="pt",
-                    **options,
-                ).images
-            images = (255 * out).round().to(torch.uint8).cpu()
-            rates[row][column] = percent(object_correct(world, images, labels))
-            kept.append(images)
-            firsts[column].append(images[:1])
-        ddim = ddim or kept
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "lora.safetensors"
+        error = to_lora(erasure, world.pipe, file, RANK)
+        lora = {"rank": RANK, "relative error": round(error, 4), "MB": round(file.stat().st_size / 1e6, 2)}
+        for row, (pipe, options) in calls(world, given, s).items():
+            pipe.set_progress_bar_config(disable=True)
+            rates[row], kept = {}, []
+            for column in COLUMNS:
+                with ExitStack() as stack:
+                    if column != "base":
+                        stack.enter_context(lora_loaded(pipe, file) if row == LORA else erasure.applied(pipe))
+                    if column == "with the key":
+                        stack.enter_context(unlocked(pipe, key))
+                    out = pipe(
+                        prompts,
+                        num_inference_steps=s.sampling_steps,
+                        guidance_scale=5.0,
+                        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                        output_type="pt",
+                        **options,
+                    ).images
+                images = (255 * out).round().to(torch.uint8).cpu()
+                rates[row][column] = percent(object_correct(world, images, labels))
+                kept.append(images)
+                firsts[column].append(images[:1])
+            ddim = ddim or kept
     ours = [
         sample(world.pipe, prompts, seeds, **common, **options)
         for options in ({}, {"erasure": erasure}, {"erasure": erasure, "key": key})
@@ -136,7 +160,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     equal = {column: bool(torch.equal(a, b)) for column, a, b in zip(COLUMNS, ddim, ours)}
     data = {"concept": s.concept, "N": s.seeds, "seeds": [0, s.seeds - 1], "training_seeds": 1}
     strips = {column.replace(" ", "_"): image_strip(torch.cat(images)) for column, images in firsts.items()}
-    return data | {"rates": rates, "equal to ek.sample": equal}, strips
+    return data | {"rates": rates, "equal to ek.sample": equal, "LoRA": lora}, strips
 
 
 def figures(record) -> dict:
