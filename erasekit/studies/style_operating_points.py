@@ -16,6 +16,11 @@ SWEEP = {
     "np": ({},),
     "mace": tuple({"lam": lam} for lam in (30.0, 10.0)),
     "spm": tuple({"anchor_weight": weight} for weight in (10.0, 3.0)),
+    "speed": tuple({"s": s} for s in (3.0, 1.0, 0.3)),
+    "oce": tuple({"erase_weight": weight} for weight in (10.0, 30.0, 100.0)),
+    "adavd": tuple({"centre": centre} for centre in (0.93, 0.85, 0.7)),
+    "stereo": LEARNING_RATES,
+    "race": LEARNING_RATES,
     "kpop": LEARNING_RATES,
     "kpop-anchor": LEARNING_RATES,
 }
