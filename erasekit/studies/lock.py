@@ -29,6 +29,7 @@ VARIANTS = {  # name -> method whose operating point it has, and settings beyond
     "3 anchors + robust": ("kpop-anchor", MIXED | ROBUST),
     "3 anchors + secret": ("kpop-anchor", MIXED | SECRET),
     "all together": ("kpop-anchor", MIXED | DIVERSE | ROBUST | SECRET),
+    "all together, long searches": ("kpop-anchor", MIXED | DIVERSE | ROBUST | SECRET | {"robust_steps": 50}),
 }
 MODELS = (SELECTED, "kpop", "kpop-anchor", *OPPONENTS, "oracle", "base")
 PARTS = ("rates", "keys", "attacks")
