@@ -103,10 +103,11 @@ def search_figure(record):
     selected = frame.index.str.endswith("(selected)")
     trade.axvspan(MIN_ESR, 102, color=COLORS["green"], alpha=0.15, lw=0)
     trade.scatter(frame["ESR-1"], frame.resistance, s=28, c=np.where(selected, COLORS["red"], COLORS["grey"]), zorder=3)
-    for name in frame.resistance.nlargest(2).index.union(frame.index[selected]):
-        point, high = frame.loc[name, ["ESR-1", "resistance"]], 24 if name in frame.index[selected] else 7
-        text = {"textcoords": "offset points", "ha": "right", "fontsize": 7.5}
-        trade.annotate(name.replace(" (", "\n("), point, (-4, high), **text)
+    for name in (frame.index[selected][0], frame.resistance[~selected].idxmax()):
+        below = name in frame.index[selected]
+        text = {"textcoords": "offset points", "ha": "right", "va": "top" if below else "bottom", "fontsize": 7.5}
+        point = frame.loc[name, ["ESR-1", "resistance"]]
+        trade.annotate(name.replace(", ", ",\n", 1).replace(" (", "\n("), point, (-5, -5 if below else 5), **text)
     trade.set(xlim=(frame["ESR-1"].min() - 5, 102), ylim=(-3, 103))
     trade.set(xlabel="erased: ESR-1, %", ylabel="attacks resisted, %")
     trade.set_title("a lock would be in the green, at the top")
