@@ -88,8 +88,10 @@ def test_the_figures_and_the_table_of_interference():
     assert list(table.index) == ["uce", "uce, all 2"] and table["emitters"].tolist() == ["1", "2"]
     with style_sheet():
         figures = interference.figures(record)
-    shown = figures["interference"].axes[0].images[0].get_array()
-    assert shown.mask[:, 4].all() and shown[0, 3] == 80
+    [dots] = figures["interference"].axes[0].collections[:1]
+    assert dots.get_offsets().tolist() == []  # of one kind nothing falls by 50 points
+    assert [c.get_offsets().tolist() for c in figures["interference"].axes[0].collections[1:]] == [[[3.0, 0.0]]]
+    assert [ax.get_xlim()[0] < 0 for ax in figures["interference_predictors"].axes] == [True, True]
 
 
 # ----------------------------------------------------------------------------------------------------------------- scale

@@ -113,13 +113,15 @@ def lines(record) -> pd.DataFrame:
 
 
 def figures(record) -> dict:
-    """U-Net evaluations of each procedure, and what it keeps as it erases more: a line for each learning rate."""
+    """U-Net evaluations of each procedure, and what it keeps where it first erases the target: a dot for each learning rate."""
     import matplotlib.pyplot as plt
 
+    from ..evaluation.intervals import wilson
+    from .kit.erasures import TARGET_ESR, at_target
     from .kit.plots import COLORS
 
     looks = {OURS_NAME: (COLORS["blue"], "o"), REFERENCE: (COLORS["orange"], "s"), ESD: ("#555555", "^")}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 3.2), layout="constrained", width_ratios=[1, 1.3])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 2.8), layout="constrained", sharey=True)
     first = pd.DataFrame(record.data["rows"]).groupby("procedure", sort=False).first()[::-1]
     colors = [looks[name][0] for name in first.index]
     bars = left.barh(first.index, first.evaluations, color=colors, height=0.6)
@@ -127,14 +129,21 @@ def figures(record) -> dict:
     left.set(xlabel="U-Net evaluations of a training", xlim=(0, 1.2 * first.evaluations.max()))
     left.xaxis.set_major_formatter("{x:,.0f}")
     left.locator_params(axis="x", nbins=4)
-    shown = set()
-    for (name, _), own in lines(record):
+    order, places = [*first.index], {}
+    for (name, lr), own in lines(record):
+        point = at_target(own.to_dict("records"), TARGET_ESR)
         color, marker = looks[name]
-        label = None if name in shown else name
-        right.plot(own["ESR-1"], own["PSR-1"], color=color, marker=marker, ms=4, lw=1, alpha=0.8, label=label)
-        shown.add(name)
-    right.set(xlabel="erased, ESR-1, %", ylabel="kept, PSR-1, %", ylim=(min(95, right.get_ylim()[0]), 100.5))
-    right.legend(loc="lower left")
+        y = order.index(name) + 0.22 * (1 - places.get(name, 0))  # three learning rates a procedure, beside its bar
+        places[name] = places.get(name, 0) + 1
+        if point is None:
+            continue
+        low, high = wilson(rate := point["PSR-1"], record.data["N"] * len(record.data["kept"]))
+        sides = [[max(rate - low, 0)], [max(high - rate, 0)]]
+        right.errorbar([rate], [y], xerr=sides, color=color, marker=marker, ms=5, lw=1)
+        right.annotate(f"lr {lr:g}", (100.2, y), va="center", fontsize=7, color=color, annotation_clip=False)
+    label = f"kept at {TARGET_ESR:g} % erased, PSR-1, %; bars: 95 % intervals"
+    right.set(xlabel=label, xlim=(min(94, right.get_xlim()[0]), 100.1))
+    right.tick_params(axis="y", length=0, labelleft=False)
     return {"efficiency": figure}
 
 

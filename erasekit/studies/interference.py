@@ -10,9 +10,9 @@ from .interference_similarities import SIMILARITIES, similarities
 NOTEBOOK, VERSION, UNIT = "16_scale_and_interference", 1, "image of each receiver"
 
 PREDICTORS = (*SIMILARITIES, "fragility")
-OUTCOMES = {"fall": "fall of the judge's probability", "changed": "perceptual change of the image"}
-LABELS = {"text": "similar\ntext", "picture": "similar\npicture", "attention": "similar\nattention"}
-LABELS |= {"fragility": "fragile\nreceiver"}
+OUTCOMES = {"fall": "tells which objects are lost?", "changed": "tells whose images change?"}
+LABELS = {"text": "similar text", "picture": "similar picture", "attention": "similar attention"}
+LABELS |= {"fragility": "harmed by other\nerasures, too"}
 BLANK = 255  # in a matrix: the base does not draw this receiver
 WORST = 3  # receivers that are named for each emitter
 LARGE = 50  # points of the judge's probability: a large fall
@@ -203,8 +203,8 @@ def groups_of_runs(record) -> dict[str, list[dict]]:
 
 
 def figures(record) -> dict:
-    """The matrix of the method with most emitters; and the rank correlations of every method."""
-    return {"interference": matrix_figure(record), "interference_predictors": predictors_figure(record)}
+    """The large falls of the method with most emitters; and the rank correlations of every method."""
+    return {"interference": pairs_figure(record), "interference_predictors": predictors_figure(record)}
 
 
 def falls(record, method: str, runs: list[dict]) -> tuple[np.ndarray, np.ndarray]:
@@ -231,59 +231,73 @@ def large_falls(record, method: str, runs: list[dict]) -> dict[str, list[float]]
     return found
 
 
-def matrix_figure(record):
-    """Emitters by receivers, ordered by kinds, which stand at the side; above, the receivers that most emitters harm."""
+def pairs_figure(record):
+    """A dot for each large fall, emitters by receivers, by kinds; above, the receivers that most emitters harm."""
     from .kit import plots
 
     methods = [run["method"] for run in record.data["runs"]]
     method = max(dict.fromkeys(methods), key=methods.count)
     runs = [run for run in record.data["runs"] if run["method"] == method]
-    matrix = np.asarray(record.images[method]).astype(float)
-    matrix[matrix == BLANK] = np.nan
+    matrix, same = falls(record, method, runs)
     objects, groups = record.data["objects"], record.data["groups"]
     rows = [objects.index(run["emitter"]) for run in runs]
-    figure, [ax] = plots.panels(1, columns=1, height=1.6 + 5.2 * len(matrix) / len(objects), width=7.4)
-    cmap = plots.plt.get_cmap("Blues").with_extremes(bad="#dddddd")
-    image = ax.imshow(np.ma.masked_invalid(matrix), cmap=cmap, vmin=0, vmax=100, aspect="auto", interpolation="none")
-    for axis, set_ticks, names in (("x", ax.set_xticks, groups), ("y", ax.set_yticks, [groups[r] for r in rows])):
-        places = {name: [n for n, own in enumerate(names) if own == name] for name in dict.fromkeys(names)}
-        large = {name: own for name, own in places.items() if len(own) >= max(2, 0.03 * len(names))}
-        set_ticks([np.mean(own) for own in large.values()], [name or "others" for name in large])
-        for edge in {n for own in large.values() for n in (own[0] - 0.5, own[-1] + 0.5)} - {-0.5, len(names) - 0.5}:
-            (ax.axvline if axis == "x" else ax.axhline)(edge, color="#bbbbbb", lw=0.5)
+    large, drawn, count = matrix >= LARGE, np.isfinite(matrix), len(objects)
+    figure, [ax] = plots.panels(1, columns=1, height=1.6 + 5.2 * len(matrix) / count, width=7.4)
+    for name in dict.fromkeys(groups):  # a band of receivers by a band of emitters
+        x, y = [n for n, own in enumerate(groups) if own == name], [n for n, r in enumerate(rows) if groups[r] == name]
+        if name and y:
+            corner = x[0] - 0.5, y[0] - 0.5
+            ax.add_patch(plots.plt.Rectangle(corner, len(x), len(y), color="#dddddd", lw=0, zorder=0))
+    ax.plot(rows, range(len(rows)), ls="", marker=".", ms=1.5, color="#999999", label="the emitter itself")
+    for part, name, color in (
+        (drawn & same, "of the emitter's kind", "red"),
+        (drawn & ~same, "of another kind", "blue"),
+    ):
+        if part.any():
+            y, x = np.nonzero(large & part)
+            text = f"{name}: {len(x)} of {part.sum():,} pairs ({len(x) / part.sum():.1%})".replace("%", " %")
+            ax.scatter(x, y, s=9, color=plots.COLORS[color], lw=0, label=text)
+    for axis, names in (("x", groups), ("y", [groups[r] for r in rows])):
+        places = {name: [n for n, own in enumerate(names) if own == name] for name in dict.fromkeys(names) if name}
+        shown = {name: own for name, own in places.items() if len(own) >= max(2, 0.03 * len(names))}
+        (ax.set_xticks if axis == "x" else ax.set_yticks)([np.mean(own) for own in shown.values()], [*shown])
     ax.tick_params(axis="x", rotation=90)
     ax.tick_params(length=0)
-    hit = (falls(record, method, runs)[0] >= LARGE).sum(0)
+    hit = large.sum(0)
+    most = sorted(n for n in np.argsort(-hit, kind="stable")[:NAMED] if hit[n])
     above = ax.secondary_xaxis("top")
-    above.set_xticks(most := sorted(np.argsort(-hit, kind="stable")[:NAMED]), [objects[n] for n in most], rotation=90)
-    above.set_xlabel("receivers that most emitters harm")
-    ax.set(xlabel="receiver: every other object, by kinds", ylabel=f"emitter: erased by {method}")
-    figure.colorbar(image, ax=ax, label="fall of the judge's probability, points")
+    above.set_xticks(most, [f"{objects[n]}: {hit[n]}" for n in most], rotation=90)
+    above.set_xlabel(f"fall most often, of {len(rows)} times", fontsize=9)
+    ax.set(xlim=(-0.5, count - 0.5), ylim=(len(rows) - 0.5, -0.5))
+    ax.set(xlabel="receiver: every other object, by kinds", ylabel=f"emitter: the object that {method} erased")
+    title = f"dots: the judge's probability of the receiver falls by {LARGE} points or more"
+    figure.legend(*ax.get_legend_handles_labels(), title=title, loc="outside upper center", ncols=3, markerscale=1.6)
     return figure
 
 
 def predictors_figure(record):
-    """A panel for each outcome: mean rank correlation with each predictor, by method, with its interval."""
+    """A panel for each outcome: mean rank correlation with each predictor, a dot for each method on all of its emitters."""
     from .kit import plots
 
-    rows = groups_of_runs(record)
+    by_method = {
+        name.split(",")[0]: runs for name, runs in groups_of_runs(record).items()
+    }  # all of its emitters come last
     figure, axes = plots.panels(len(OUTCOMES), columns=2, height=2.9)
-    width = 0.8 / len(rows)
     for ax, (outcome, title) in zip(axes, OUTCOMES.items()):
-        for n, (name, runs) in enumerate(rows.items()):
+        for n, (method, runs) in enumerate(by_method.items()):
             found = correlations(runs, outcome)
-            x = [PREDICTORS.index(k) + width * (n + 0.5) - 0.4 for k in found]
-            y, low, high = np.array([*found.values()]).T.reshape(3, -1)
-            sides = np.nan_to_num([y - low, high - y], posinf=0)  # a single emitter has no interval
-            color = plots.style(name.split(",")[0])["color"]
-            look = {"facecolor": "white" if "," in name else color, "edgecolor": color, "ecolor": "#333333"}
-            text = f"{name}: {len(runs)} emitters" if "," not in name else f"{name} emitters"
-            ax.bar(x, y, 0.9 * width, yerr=sides, error_kw={"lw": 1}, label=text, **look)
-        ax.axhline(0, color="#777777", lw=0.8)
-        ax.set_xticks(range(len(PREDICTORS)), [LABELS[k] for k in PREDICTORS])
+            y = [PREDICTORS.index(k) + 0.16 * (n - (len(by_method) - 1) / 2) for k in found]
+            x, low, high = np.array([*found.values()]).T.reshape(3, -1)
+            sides = np.nan_to_num([x - low, high - x], posinf=0)  # a single emitter has no interval
+            text = f"{method}, {len(runs)} erased object{'s' * (len(runs) > 1)}"
+            ax.errorbar(x, y, xerr=sides, ls="", ms=5, elinewidth=1, label=text, **plots.style(method))
+        ax.axvline(0, color="#777777", lw=0.8)
+        ax.set_yticks(range(len(PREDICTORS)), [LABELS[k] for k in PREDICTORS])
+        ax.set(xlim=(-0.15, 1.02), ylim=(len(PREDICTORS) - 0.5, -0.5))
+        ax.set_xticks([0, 0.5, 1], ["0: tells\nnothing", "0.5", "1: right\norder"])
         ax.set_title(title)
-    axes[0].set_ylabel("rank correlation")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    figure.supxlabel("rank correlation over the other objects; bars: 95 % intervals", fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
 
 

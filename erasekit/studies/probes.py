@@ -243,7 +243,7 @@ def figures(record) -> dict:
     from .kit.probed import draw_grids, rate_grids
 
     models, frame = record.data["models"], framed(record)
-    short = frame.setting.replace({"prompt, guided": "prompt,\nguided", "no text": "no\ntext"})
+    short = frame.setting.replace({"prompt, guided": "guided\nprompt", "prompt": "the\nprompt", "no text": "no\ntext"})
     groups = frame.assign(column=short).groupby("probe", sort=False)
     labels = LABELS | ({"noise": f"best of\n{frame.tries.max():.0f} images"} if "tries" in frame else {})
     heatmaps = draw_grids({probe: rate_grids(own, models)[0] for probe, own in groups}, labels)
@@ -275,7 +275,10 @@ def drawn(record, probe: str) -> dict[str, list]:
 
 
 def table(record):
-    """Every model's rates by probe and setting, and the likelihood of inverted noise, with 95 % intervals of one training."""
+    """Every model's rates by probe and setting, and the likelihood of inverted noise, with 95 % intervals of one training.
+
+    Of inversion only what differs between models: drawn again without guidance, every picture comes back from every model.
+    """
     import numpy as np
     import pandas as pd
 
@@ -283,7 +286,8 @@ def table(record):
 
     frame, models = framed(record), record.data["models"]
     frame = frame.assign(column=frame.probe + ", " + frame.column)
-    parts = [frame]
+    unguided = (frame.probe == "inversion") & frame["at"].isin(["no text", "prompt"])
+    parts = [frame[~unguided]]
     for name, label in (("one try", "one try"), ("clip", "by CLIP")):
         if name in frame:
             own = frame[frame[name].notna()]
@@ -292,11 +296,12 @@ def table(record):
         parts[1] = parts[1].assign(n=parts[1].n * parts[1].tries)
     found = rate_grids(pd.concat(parts, ignore_index=True), models)[1].T
     nats = {}
-    for (model, at), own in frame[frame.probe == "inversion"].groupby(["model", "at"], sort=False):
-        if at in ("no text", "prompt"):  # the guided way starts from the first's noise
-            values = np.concatenate(own.surprise.to_list())
-            mean, half = values.mean(), 1.96 * values.std() / len(values) ** 0.5
-            label = f"inversion, {at}: minus log-likelihood of the noise, nats a number (a Gaussian's: 1.42)"
-            nats.setdefault(label, {})[model] = f"{mean:.3f} ({mean - half:.3f} to {mean + half:.3f})"
+    for model, own in frame[unguided & (frame["at"] == "no text")].groupby(
+        "model", sort=False
+    ):  # the guided way's noise
+        values = np.concatenate(own.surprise.to_list())
+        mean, half = values.mean(), 1.96 * values.std() / len(values) ** 0.5
+        label = "inversion, no text: minus log-likelihood of the noise, nats a number (a Gaussian's: 1.42)"
+        nats.setdefault(label, {})[model] = f"{mean:.3f} ({mean - half:.3f} to {mean + half:.3f})"
     found = pd.concat([found, pd.DataFrame(nats).T.reindex(columns=models)]) if nats else found
     return found.fillna("").rename_axis("images that show the concept, %")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from .kit.probed import ProbeSettings, asked, class_rows, measure_probes
+from .kit.probed import ORACLE, ProbeSettings, asked, class_rows, measure_probes
 
 NOTEBOOK, VERSION, UNIT = "15_probes", 1, "images a class"  # raise VERSION when the numbers should change
 ROWS = "models"  # the setting that erasures given to `run` are added to
@@ -214,9 +214,8 @@ def framed(record):
 
 
 def relearning(record):
-    """Steps to a half of the images by model, kind and number of pictures: mean over classes, with a 95 % interval.
+    """Steps to a half of the images by model, kind and number of pictures: mean over classes, then draws of that mean.
 
-    And one more than that relative to the oracle's, so that none is divided by none.
     Each draw takes every rate's images anew; the classes are too few to be drawn.
     """
     import numpy as np
@@ -225,17 +224,14 @@ def relearning(record):
     frame, generator, draws, rows = pd.DataFrame(record.data["runs"]), np.random.default_rng(0), 1000, []
     frame = frame[frame.probe == "relearning"]
     for (kind, pictures), own in frame.groupby(["kind", "pictures"], sort=False):
-        needed = {}
         for model, lines in own.groupby("model", sort=False):
             curves = []
             for _, line in lines.groupby("concept", sort=False):
                 steps, rate, n = line["at"].to_numpy(), line.rate.to_numpy(), int(line.n.iloc[0])
                 again = 100 * generator.binomial(n, rate / 100, (draws, len(rate))) / n
                 curves.append([steps_to(list(zip(steps, r))) for r in (rate, *again)])
-            needed[model] = np.mean(curves, axis=0)
-        for model, steps in needed.items():
-            row = {"model": model, "column": relearning_column(kind, pictures), "steps": steps}
-            rows.append(row | ({"ratio": (1 + steps) / (1 + needed["oracle"])} if "oracle" in needed else {}))
+            column = relearning_column(kind, pictures)
+            rows.append({"model": model, "column": column, "steps": np.mean(curves, axis=0)})
     return rows
 
 
@@ -252,38 +248,46 @@ def figures(record) -> dict:
     labels = {"compression": "weights of the public model", "fine-tuning": "steps on pictures of other objects"}
     groups = frame.groupby("probe", sort=False)
     grids = draw_grids({probe: rate_grids(own, models)[0] for probe, own in groups}, labels)
-    found = {"relearning": relearning_figure(record)} if any("ratio" in row for row in relearning(record)) else {}
+    found = {"relearning": relearning_figure(record)} if relearning(record) else {}
     return {"probes_weights": grids} | found
 
 
 def relearning_figure(record):
-    """Steps to a half of the images relative to the oracle's, a panel for each kind of training; at 1 stands the oracle."""
+    """Steps to a half of the images, a panel for each kind of training. Up to one step the axis is linear, then logarithmic."""
     import numpy as np
     from matplotlib.lines import Line2D
 
     from .kit import plots
-    from .kit.probed import methods_of
+    from .kit.probed import BASE
     from .operating_points import method_rows
 
-    rows, methods = relearning(record), methods_of(record.data["models"])
+    rows, models = (
+        relearning(record),
+        [model for model in record.data["models"] if model != BASE],
+    )  # which needs no step
     kinds, counts = record.settings["kinds"], record.settings["relearn_images"]
-    figure, axes = plots.panels(len(kinds), columns=2, height=0.25 * len(methods) + 0.7)
+    figure, axes = plots.panels(len(kinds), columns=2, height=0.25 * len(models) + 0.7)
     for ax, kind in zip(axes, kinds):
         for n, count in enumerate(counts):
-            own = {r["model"]: r["ratio"] for r in rows if r["column"] == relearning_column(kind, count)}
+            own = {r["model"]: r["steps"] for r in rows if r["column"] == relearning_column(kind, count)}
             shift, fill = 0.3 * (n - (len(counts) - 1) / 2), {} if n else {"mfc": "white"}
-            for y, method in enumerate(methods):
-                value, (low, high) = own[method][0], np.quantile(own[method][1:], (0.025, 0.975))
-                look = {"ms": 5, "lw": 1, "color": plots.style(method)["color"], "marker": "o"} | fill
+            for y, model in enumerate(models):
+                value, (low, high) = own[model][0], np.quantile(own[model][1:], (0.025, 0.975))
+                color = plots.COLORS["green"] if model == ORACLE else plots.style(model)["color"]
+                look = {"ms": 5, "lw": 1, "color": color, "marker": "o"} | fill
                 ax.errorbar([value], [y + shift], xerr=[[max(value - low, 0)], [max(high - value, 0)]], **look)
-        ax.axvline(1, color=plots.COLORS["green"], lw=1.2, zorder=0)
+        if ORACLE in models:
+            ax.axhline(models.index(ORACLE) + 0.5, color="#bbbbbb", lw=0.8)
         ax.set_title(f"{kind} of rank {record.settings['rank']}" if kind == "LoRA" else kind)
-        ax.set_xscale("log")
-        ax.set_xticks([0.03, 0.1, 0.3, 1], ["0.03", "0.1", "0.3", "1 =\noracle"])
+        ax.set_xscale("symlog", linthresh=1, linscale=0.5)
+        most = max(np.quantile(r["steps"][1:], 0.975) for r in rows)
+        ticks = [0, *(n for n in record.settings["relearn_steps"] if n <= 2 * most)]
+        ax.set_xticks(ticks, [f"{n}" for n in ticks])
+        ax.set_xlim(0, 1.2 * most)
         ax.minorticks_off()
         ax.tick_params(axis="y", length=0)
-    method_rows(axes[0], methods)
-    text = "← sooner          1 + training steps to 50 % of the images, relative to the oracle's; bars: 95 % intervals"
+    method_rows(axes[0], models)
+    text = "training steps until half of the images show the concept (bars: 95 % intervals)"
     figure.supxlabel(text, fontsize=9)
     look = {"marker": "o", "ls": "", "ms": 5, "color": "#444444"}
     marks = [Line2D([], [], **look | ({} if n else {"mfc": "white"})) for n in range(len(counts))]
@@ -293,21 +297,31 @@ def relearning_figure(record):
 
 
 def table(record):
-    """Every model's rates by probe, setting and access, then the steps of relearning, all with 95 % intervals."""
+    """Every model's rates of the erased classes by probe and setting, the least of the other rates, and relearning's steps.
+
+    All with 95 % intervals. What is kept and what a key restores hardly changes: its least over all settings is enough.
+    """
     import numpy as np
     import pandas as pd
 
     from .kit.probed import rate_grids
 
-    frame, models = framed(record), record.data["models"]
-    frame = frame.assign(column=frame.probe + ", " + frame.column + ": " + frame.access)
-    texts = [rate_grids(frame, models)[1].T] if len(frame) else []
+    frame, models, texts = framed(record), record.data["models"], []
+    if len(frame):
+        frame = frame.assign(column=frame.probe + ", " + frame.column + ": " + frame.access)
+        texts.append(rate_grids(frame[frame.access == "erased"], models)[1].T)
+        for access, name in (("kept", "other classes"), ("key", "erased classes with their keys")):
+            own = frame[frame.access == access]
+            if len(own):
+                rates = own.groupby(["model", "column"], sort=False).rate.mean()
+                least = own.set_index(["model", "column"]).loc[rates.groupby("model").idxmin()].reset_index()
+                label = f"{name}: the least of {own.column.nunique()} settings"
+                row = rate_grids(least.assign(column=label), models)[1].T
+                texts.append(row.replace("", "no key") if access == "key" else row)
     cells: dict = {}
     for row in relearning(record):
-        for name in ("steps", "ratio"):
-            if name in row:
-                low, high = np.quantile(row[name][1:], (0.025, 0.975))
-                label = f"{row['column']}: {'steps to 50 %' if name == 'steps' else 'relative to the oracle'}"
-                cells.setdefault(label, {})[row["model"]] = f"{row[name][0]:.2g} ({low:.2g} to {high:.2g})"
+        low, high = np.quantile(row["steps"][1:], (0.025, 0.975))
+        own = cells.setdefault(f"{row['column']}: steps to 50 %", {})
+        own[row["model"]] = f"{row['steps'][0]:.2g} ({low:.2g} to {high:.2g})"
     texts += [pd.DataFrame(cells).T.reindex(columns=models)] if cells else []
     return pd.concat(texts).fillna("").rename_axis("images, %")
