@@ -1,7 +1,9 @@
 """Several processes under `accelerate launch` or `torchrun`, or the usual one."""
 
+import atexit
 import os
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR")  # a launcher sets them all
 
@@ -19,8 +21,11 @@ def main_process_first() -> AbstractContextManager:
     return _state().main_process_first() if rank_and_count()[1] > 1 else nullcontext()
 
 
+@cache
 def _state():
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not torch.cuda.is_available())
+    atexit.register(state.destroy_process_group)  # else the one that ends first may abort another
+    return state
