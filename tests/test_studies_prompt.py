@@ -211,7 +211,7 @@ def test_every_learning_rate_of_a_procedure_is_shown_where_it_erases_enough():
     ours, published = efficiency.OURS_NAME, efficiency.REFERENCE
     rows = line(ours, 4e-4, 1000, (0.8, 90.0, 100.0), (1.0, 100.0, 80.0)) + line(ours, 8e-4, 1000, (0.8, 96.0, 70.0))
     rows += line(published, 1e-4, 2000, (0.8, 10.0, 99.0), (1.0, 20.0, 98.0))
-    record = SimpleNamespace(data={"rows": rows, "N": 25, "kept": ["a", "b"]})
+    record = SimpleNamespace(data={"rows": rows, "N": 25, "kept": ["dog"]})
     table = efficiency.table(record)
     assert table[["part of the step", "ESR-1", "PSR-1"]].T.to_dict("list") == {
         f"{ours}, lr 0.0004": ["0.90", "95.0", "90.0"],  # between two points
