@@ -16,9 +16,9 @@ from erasekit.kpop import kpop
 from erasekit.mechanisms import CHOICES
 from erasekit.sampling import sample
 
-TOLERANCE, LOSS_TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}, {"atol": 1e-6, "rtol": 1e-3}
+TOLERANCE, LOSS_TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}, {"atol": 1e-7, "rtol": 1e-3}
 # Where a gradient vanishes, Adam's first step turns rounding into +-lr. Measured between instruction sets and thread counts: up
-# to 8e-4 in keys and in latents sampled after training, 5e-4 of a weight norm of 40, while losses agree to 6e-7.
+# to 8e-4 in keys and in latents sampled after training, 5e-4 of a weight norm of 40, while losses agree to 4e-7.
 ADAM_TOLERANCE = {"atol": 2e-3, "rtol": 1e-3}
 TWO = ["church", "dog"]
 SHORT = {"steps": 2, "batch_size": 2, "lr": 1e-3, "retain": ("fish", "")}
