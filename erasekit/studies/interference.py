@@ -1,6 +1,6 @@
 """16: what does erasing one object do to every other, and which similarity tells beforehand?"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -21,9 +21,11 @@ NAMED = 6  # of the receivers with most large falls, in the figure
 
 @dataclass(frozen=True)
 class Settings:
-    methods: tuple[str, ...] = ("uce", "esd-x", "kpop", "kpop-anchor")
-    everywhere: tuple[str, ...] = ("uce",)  # methods of no training: they erase each `nth` reportable object too
-    nth: int = 2
+    methods: tuple[str, ...] = ("uce", "esd-x", "spm", "kpop", "kpop-anchor")
+    # Method -> n: it erases every nth reportable object too. UCE takes no training.
+    every: dict[str, int] = field(
+        default_factory=lambda: {"uce": 2} | dict.fromkeys(("esd-x", "spm", "kpop", "kpop-anchor"), 8)
+    )
     few: str = "S1"  # whose objects every method erases, one at a time
     emitters: tuple[str, ...] | None = None  # of these only some; None: all
     operating_points: dict | None = None  # by method; None: of the record of "operating_points", chosen on five at once
@@ -39,10 +41,10 @@ class Settings:
 SMALL = {"pictures": 1, "trajectories": 1, "trajectory_steps": 2, "sampling_steps": 2, "training_steps": 1}
 PRESETS = {
     "full": Settings(),
-    "quick": Settings(("uce", "kpop-anchor"), everywhere=(), receivers=60),
-    "smoke": Settings(("uce", "kpop"), everywhere=(), few="church", receivers=4, **SMALL),
+    "quick": Settings(("uce", "kpop-anchor"), every={}, receivers=60),
+    "smoke": Settings(("uce", "kpop"), every={}, few="church", receivers=4, **SMALL),
 }
-VERIFY = {"methods": ("uce",), "everywhere": ()}
+VERIFY = {"methods": ("uce",), "every": {}}
 
 
 def compute(world, s: Settings) -> tuple[dict, dict]:
@@ -135,8 +137,9 @@ def emitters(world, s: Settings, every: list[str]) -> dict[str, list[str]]:
             accepted = f"the {len(every)} objects that no method sees"
             raise ValueError(f"{name!r} cannot be an emitter: accepted are {accepted}")
     few = world.split(s.few)
-    many = [c for n, c in enumerate(every) if n % s.nth == 0 or c in few]
-    plan = {m: many if m in s.everywhere else [c for c in every if c in few] for m in s.methods}
+    plan = {
+        m: [c for n, c in enumerate(every) if c in few or (m in s.every and n % s.every[m] == 0)] for m in s.methods
+    }
     return {m: [c for c in names if s.emitters is None or c in s.emitters] for m, names in plan.items()}
 
 

@@ -194,6 +194,7 @@ def evaluated(world, s: Settings, points: dict, chosen: dict | None, name: str, 
     Keys of another training seed, and attacks, are measured on one split.
     """
     from ..evaluation.attack_success import references
+    from .kit.cache import settings_dict
 
     erased, first = world.split(split), split == s.attacked_split
     if (part == "attacks" and not first) or (part == "keys" and name not in (SELECTED, *VARIANTS)):
@@ -202,7 +203,7 @@ def evaluated(world, s: Settings, points: dict, chosen: dict | None, name: str, 
         fixed = references(world, erased).get(name)
         if fixed is None or part == TRAINING:
             return []
-        return cells(world, s, name, name, split, part, lambda: fixed, None)
+        return cells(world, s, name, name, split, part, lambda: fixed, (fixed.digest(),) if name == ORACLE else ())
     variant, factor = (chosen["variant"], chosen["factor"]) if name == SELECTED else (name, s.compared)
     config, scale, train = prepared(world, s, points, variant, erased, s.training_seed)
     other = None
@@ -219,18 +220,21 @@ def evaluated(world, s: Settings, points: dict, chosen: dict | None, name: str, 
         def scaled(each=each):
             return train().scaled(world, scale * each)
 
-        own = cells(world, s, name, variant, split, part, scaled, (config, round(scale * each, 4)), other)
+        about = settings_dict(config), round(scale * each, 4)
+        own = cells(world, s, name, variant, split, part, scaled, about, other)
         rows += [row | {"factor": each} for row in own]
     return rows
 
 
 def cells(world, s: Settings, name, variant, split, part, make, about, other=None) -> list[dict]:
-    """One model's rows of one part, from the cache or measured; an attack is a cell of its own. `about`: config and scale."""
-    from .kit.cache import cached, settings_dict
+    """One model's rows of one part, from the cache or measured; an attack is a cell of its own.
+
+    `about`: what identifies the model beside its name: config and scale, or the oracle's digest.
+    """
+    from .kit.cache import cached
 
     erased, who = world.split(split), {"model": name, "split": split}
     kept = [c for c in world.concepts("classes") if c not in erased]
-    about = [settings_dict(about[0]), about[1]] if about else []
     others = world.unseen_classes("classes")[: s.objects]
     parts = part, variant, list(erased), *about, s.sampling_steps
     if part == "rates":

@@ -14,7 +14,7 @@ class Settings:
     layers: tuple[str, ...] = ("mid", "mid+up", "all")
     operating_point: dict | None = None  # of kpop; None takes that of the record "operating_points"
     split: str = "S1"
-    training_seeds: int = 2
+    training_seeds: int = 3
     training_steps: int | None = None
     seeds: int = 25
     key_seeds: int = 25

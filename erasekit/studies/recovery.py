@@ -18,6 +18,7 @@ VERIFY = {
 
 # Case -> the study that chose its operating points.
 CASES = {"objects": "operating_points", "category": "operating_points", "style": "style_operating_points"}
+METHODS = ("kpop", "kpop-anchor", "esd-x", "uce", "speed", "oce", "adavd", "ace", "ant", "stereo", "race")
 SEARCHES = ("optimized key", "textual inversion")
 WEIGHTED = "right key, weighted"  # its rows have a log_weight
 STRIP_IMAGES = 5  # that a record keeps for each log-weight
@@ -25,7 +26,7 @@ STRIP_IMAGES = 5  # that a record keeps for each log-weight
 
 @dataclass(frozen=True)
 class Settings:
-    methods: tuple[str, ...] = ("kpop", "kpop-anchor", "esd-x", "uce")
+    methods: tuple[str, ...] = METHODS
     cases: tuple[str, ...] = tuple(CASES)
     num_attacked: int = 2  # of the objects erased at once
     style: str = "fluent"

@@ -10,15 +10,15 @@ from .stronger import rates
 
 NOTEBOOK, VERSION, UNIT = "16_scale_and_interference", 1, "images a class, at least"
 
+METHODS = ("uce", "rece", "mace", "esd-x", "ca", "spm", "age", "stereo", "adavd", "kpop", "kpop-anchor")
 RATES = {"ESR-1": "erased: ESR-1", "kept": "kept: other objects", "with the key": "restored by the right key"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    methods: tuple[str, ...] = ("uce", "mace", "esd-x", "ca", "adavd", "kpop", "kpop-anchor")
+    methods: tuple[str, ...] = METHODS
     operating_points: dict | None = None  # by method; None: of the record of "operating_points", chosen on five at once
-    # Of concepts erased at once, in the order of "many_concepts". What erasing one does is in "interference".
-    counts: tuple[int, ...] = (5, 20, 100)
+    counts: tuple[int, ...] = (1, 5, 20, 50, 100)  # of concepts erased at once, in the order of "many_concepts"
     kpop_steps: int = 300  # as in "many_concepts"; the other methods take their own number, whatever the count
     training_seed: int = 0
     training_steps: int | None = None  # of every method; None: as above

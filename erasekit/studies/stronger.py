@@ -40,33 +40,16 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     """Rates in percent of each method and split at each part of its step, on images of the same prompts and seeds."""
     from tqdm.auto import tqdm
 
-    from .kit.cache import cached
-    from .kit.erasures import make_config, measured, method_points
+    from .kit.erasures import method_points
 
     points, base, runs = method_points(s.operating_points, s.methods), {}, []
-    sizes = s.factors, s.seeds, s.kept_seeds, s.other_seeds, s.sampling_steps
     for split, method in tqdm([(split, m) for split in s.splits for m in (None, *s.methods)], desc="stronger"):
-        erased = world.split(split)
-        groups = {
-            "ESR-1": (erased, s.seeds),
-            "PSR-1": ([c for c in world.concepts("classes") if c not in erased], s.kept_seeds),
-            "others": (world.unseen_classes("classes"), s.other_seeds),
-        }
-
-        def measure(erasure, groups=groups):
-            return rates(world, erasure, groups, s.sampling_steps)
-
         if method is None:
-            parts = "base", erased, sizes[1:]
-            base[split], _ = cached("stronger", VERSION, world, lambda m=measure: (m(None), None), *parts)
+            base[split] = untrained(world, s, split)
             continue
-        settings, scale = points[method]["settings"], points[method]["scale"]
-        config = make_config(world, method, s.training_seed, s.sampling_steps, settings, s.training_steps)
-        scales = [round(scale * factor, 4) for factor in s.factors]
-        line = along_step(world, scales, measure)
-        found, _ = measured("stronger", VERSION, world, erased, method, config, 1.0, line, scale, sizes)
+        line = rates_along_step(world, s, split, method, points[method], s.training_seed)
         about = {"method": method, "split": split}
-        runs += [about | {"factor": f} | point for f, point in zip(s.factors, found["points"])]
+        runs += [about | {"factor": f} | point for f, point in zip(s.factors, line)]
     return {
         "N": s.seeds,
         "seeds": [0, s.seeds - 1],
@@ -76,6 +59,41 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         "base": base,
         "runs": runs,
     }, {}
+
+
+def groups_of(world, s, split: str) -> dict:
+    """Rate -> the concepts that it is of, and the images of each."""
+    erased = world.split(split)
+    return {
+        "ESR-1": (erased, s.seeds),
+        "PSR-1": ([c for c in world.concepts("classes") if c not in erased], s.kept_seeds),
+        "others": (world.unseen_classes("classes"), s.other_seeds),
+    }
+
+
+def untrained(world, s, split: str) -> dict:
+    """The base's rates."""
+    from .kit.cache import cached
+
+    parts = "base", world.split(split), (s.seeds, s.kept_seeds, s.other_seeds, s.sampling_steps)
+
+    def measure():
+        return rates(world, None, groups_of(world, s, split), s.sampling_steps), None
+
+    return cached("stronger", VERSION, world, measure, *parts)[0]
+
+
+def rates_along_step(world, s, split: str, method: str, point: dict, seed: int) -> list[dict]:
+    """The rates of one training at each of `s.factors` of its operating point's step."""
+    from .kit.erasures import make_config, measured
+
+    groups, scale = groups_of(world, s, split), point["scale"]
+    config = make_config(world, method, seed, s.sampling_steps, point["settings"], s.training_steps)
+    scales = [round(scale * factor, 4) for factor in s.factors]
+    line = along_step(world, scales, lambda erasure: rates(world, erasure, groups, s.sampling_steps))
+    sizes = s.factors, s.seeds, s.kept_seeds, s.other_seeds, s.sampling_steps
+    found, _ = measured("stronger", VERSION, world, world.split(split), method, config, 1.0, line, scale, sizes)
+    return found["points"]
 
 
 def rates(world, erasure, groups: dict, steps: int) -> dict:

@@ -11,6 +11,7 @@ from .style_operating_points import SWEEP
 NOTEBOOK, VERSION, UNIT = "06_styles", 1, "images a style"  # raise VERSION when the numbers should change
 ROWS = "methods"  # the setting that erasures given to `run` are added to
 GRID = ("esd-x", "spm", "kpop")  # methods shown in the image grid; bars and table have all
+SHOWN = "church"  # the object in the image grid, where the world has it
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         "CLIP, name only": [f"in the style of {style}" for style in style_of],
         "CLIP, without the name": [world.prompt(o) for _, o, _ in prompts],
     }
+    shown = objects.index(SHOWN) if SHOWN in objects else 0
     base_images = sample_images(world, None, prompts, s.sampling_steps)
 
     def measure(erasure, images, erased=None):
@@ -75,10 +77,16 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
                 k: {style: round(v[row].mean().item(), 3) for style, row in rows.items()} for k, v in scores.items()
             },
             "kept": neutral_image_metrics(world, kept, sample_images(world, erasure, kept, s.sampling_steps)),
-        }, image_strip(images[s.seeds :: len(objects) * s.seeds])
+        }, image_strip(images[shown * s.seeds :: len(objects) * s.seeds])
 
     base, strip = cached("styles", VERSION, world, lambda: measure(None, base_images), "base", sizes)
-    runs, images = [], {"base": strip}
+    runs, images, oracles = [], {"base": strip}, {}
+    for style in s.erased:
+        if oracle := world.oracle([style]):
+            drawn = sample_images(world, oracle, prompts, s.sampling_steps)
+            parts = "oracle", [style], sizes, oracle.digest()
+            how = "styles", VERSION, world, lambda e=oracle, i=drawn, k=style: measure(e, i, k)
+            oracles[style], images[f"oracle.{style}"] = cached(*how, *parts)
     for method, style in tqdm(
         [(m, style) for m in s.methods for style in s.erased if erases(m, [style])], desc="styles"
     ):
@@ -100,7 +108,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         "operating_points": {m: points[m] for m in s.methods},
         "base": base,
         "runs": runs,
-    }, images
+    } | ({"oracle": oracles} if oracles else {}), images
 
 
 def style_frame(record) -> pd.DataFrame:

@@ -72,7 +72,10 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         }, image_strip(images[one_of_each])
 
     base, strip = cached("unsafe", VERSION, world, lambda: measure(None), "base", sizes)
-    runs, images = [], {"base": strip}
+    runs, images, untrained = [], {"base": strip}, {}
+    if oracle := world.oracle([world.category]):
+        own = "oracle", sizes, oracle.digest()
+        untrained["oracle"], images["oracle"] = cached("unsafe", VERSION, world, lambda: measure(oracle), *own)
     for seed in range(s.training_seeds):
         for name in tqdm(s.variants, desc=f"unsafe, training seed {seed}"):
             method, changes, like = variants[name]
@@ -95,7 +98,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         "operating_points": points,
         "base": base,
         "runs": runs,
-    }, images
+    } | untrained, images
 
 
 def figures(record) -> dict:

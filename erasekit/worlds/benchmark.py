@@ -125,6 +125,10 @@ class Benchmark(World):
         """Name -> open_clip model and tokeniser of CLIPs other than `clip`, to test whether results depend on the CLIP."""
         return {}
 
+    def second_base(self) -> "Benchmark | None":
+        """The same world with a U-Net trained from another seed, to test whether results depend on it; None without one."""
+        return None
+
     def held_out_pairs(self) -> list[tuple[str, str]]:
         """(object, style) pairs that the generator was not trained on, where that is known."""
         return []

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from ..operating_points import METHOD_NAMES
 from .cache import cached, settings_dict
 from .erasures import make_config, method_points, saved_erasure, train_cached
 from .given import is_given
 
 BASE, ORACLE = "base", "oracle"
-METHODS = ("esd-x", "ca", "uce", "mace", "adavd", "rece", "age", "stereo", "kpop", "kpop-anchor")
-MODELS = (BASE, ORACLE, *METHODS)
+# All but pure guidance, which leaves the public weights as they are.
+MODELS = (BASE, ORACLE, *(m for m in METHOD_NAMES if m not in ("sld", "np")))
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ EVAL_TEMPLATES = {
 }
 OTHER_CLIPS = (125, 500)  # training steps; the bundled CLIP has 3,000
 CLIP_VERSION = 1  # raise it when the training of CLIP changes, so that other_clips() trains anew
+SECOND_SEED = 1  # of the second base's training
 CATEGORY = "weapon"  # stands in for unsafe content
 
 
@@ -90,6 +91,12 @@ class Emojinette(Benchmark):
         oracles.check(without, 0)
         delta = {name: p.detach() for name, p in weights_of({"": _oracle_unet(without, 0)}).items()}
         return Erasure(delta, {}, self.identity | {"method": "oracle", "concepts": list(concepts), "config": {}})
+
+    def second_base(self) -> "Emojinette | None":
+        trained = any((oracles.folder((), SECOND_SEED) / "unet").glob("*.safetensors"))
+        if self.name != NAME or not trained:
+            return None
+        return load(str(self.pipe.device), self.precision, seed=SECOND_SEED)
 
     def test_images(self, placements: int) -> tuple[torch.Tensor, list[str], list[str], int]:
         # Placements, mirrorings and backgrounds from a random stream that the judges were not trained on.
