@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from .operating_points import METHOD_NAMES
+from .operating_points import PUBLIC
 
 NOTEBOOK, VERSION, UNIT = "12_attacks", 1, "images a class"
 ROWS = "methods"  # the setting that erasures given to `run` are added to
@@ -18,7 +18,7 @@ NO_ATTACK, SEARCHES = "no attack", ("textual inversion", "hard prompt")
 class Settings:
     # sld and np erase by guidance alone: their weights are the base's, so an attacker samples without them. An attacker could
     # remove the adapters of spm, receler and adavd too; here they stay on, spm's at full strength for every prompt.
-    methods: tuple[str, ...] = tuple(m for m in METHOD_NAMES if m not in ("sld", "np"))
+    methods: tuple[str, ...] = PUBLIC
     operating_points: dict | None = None  # by method; None: of the record of "operating_points"
     split: str = "S1"  # or classes by name
     num_attacked: int = 2

@@ -7,6 +7,7 @@ import pandas as pd
 NOTEBOOK, VERSION, UNIT = "04_objects", 1, "images a class"  # raise VERSION when the numbers should change
 METHOD_NAMES = ("esd-x", "esd-u", "uce", "ca", "sld", "np", "mace", "rece", "spm", "receler", "eap", "age")
 METHOD_NAMES += ("speed", "oce", "adavd", "ace", "ant", "stereo", "race", "kpop", "kpop-anchor", "kpop-adversarial")
+PUBLIC = tuple(m for m in METHOD_NAMES if m not in ("sld", "np"))  # pure guidance leaves the public weights as they are
 STEP_SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1)  # parts of the step from the base to the erased weights
 
 

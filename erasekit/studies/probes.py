@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from .kit.probed import ProbeSettings, asked, class_rows, measure_probes, where
+from .kit.probed import BASE, ORACLE, ProbeSettings, asked, class_rows, measure_probes, where
+from .operating_points import PUBLIC
 
 NOTEBOOK, VERSION, UNIT = "15_probes", 1, "images a class"  # raise VERSION when the numbers should change
 ROWS = "models"  # the setting that erasures given to `run` are added to
@@ -19,6 +20,7 @@ HEADINGS |= {"guidance": "classifier guidance: scale"}
 
 @dataclass(frozen=True)
 class Settings(ProbeSettings):
+    models: tuple[str, ...] = (BASE, ORACLE, *PUBLIC)
     probes: tuple[str, ...] = PROBES
     num_probed: int = 2  # of its classes where a probe is dear: noise and guidance
     first_steps: tuple[int, ...] = (0, 2, 4, 6, 8, 10)  # of `sampling_steps`, taken by the base; 0: its prompt alone

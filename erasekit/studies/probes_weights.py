@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from .kit.probed import ORACLE, ProbeSettings, asked, class_rows, measure_probes
+from .kit.probed import BASE, ORACLE, ProbeSettings, asked, class_rows, measure_probes
+from .operating_points import PUBLIC
 
 NOTEBOOK, VERSION, UNIT = "15_probes", 1, "images a class"  # raise VERSION when the numbers should change
 ROWS = "models"  # the setting that erasures given to `run` are added to
@@ -14,6 +15,7 @@ VERIFY = {"models": ("uce",), "probes": ("compression",)}
 
 @dataclass(frozen=True)
 class Settings(ProbeSettings):
+    models: tuple[str, ...] = (BASE, ORACLE, *PUBLIC)
     probes: tuple[str, ...] = PROBES
     kept_seeds: int = 10  # of the split's other classes
     finetune_steps: tuple[int, ...] = (10, 30, 100, 300)
@@ -258,7 +260,6 @@ def relearning_figure(record):
     from matplotlib.lines import Line2D
 
     from .kit import plots
-    from .kit.probed import BASE
     from .operating_points import method_rows
 
     rows, models = (

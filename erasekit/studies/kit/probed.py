@@ -7,19 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..operating_points import METHOD_NAMES
 from .cache import cached, settings_dict
 from .erasures import make_config, method_points, saved_erasure, train_cached
 from .given import is_given
 
 BASE, ORACLE = "base", "oracle"
-# All but pure guidance, which leaves the public weights as they are.
-MODELS = (BASE, ORACLE, *(m for m in METHOD_NAMES if m not in ("sld", "np")))
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    models: tuple[str, ...] = MODELS
+    models: tuple[str, ...] = ()  # base, oracle and methods, each study's own
     probes: tuple[str, ...] = ()  # each study's own
     operating_points: dict | None = None  # by method; None: of the record of "operating_points"
     split: str = "S1"  # or classes by name
