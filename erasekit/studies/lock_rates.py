@@ -54,7 +54,7 @@ def attacked(world, s, erasure, concept: str, attack: str, budgets, seed: int) -
 
 
 def probed(world, s, erasure, erased) -> list[dict]:
-    """Under each of `PROBES`, for each erased class the percentage of its images that show it: no search, and no filter sees them."""
+    """Under each of `PROBES`, which no filter of prompts sees: for each erased class the percentage of images that show it."""
     from ..evaluation.probes import completion
     from ..evaluation.retraining import Tuning, fine_tune
     from .kit.probed import asked, class_rows
