@@ -87,7 +87,7 @@ PRESETS = {
 
 
 def compute(world, s: Settings) -> tuple[dict, dict]:
-    """Percentages: "search", a row a variant and factor; "selected"; lists over classes in "rates", "keys" and "probes"; "attacks"."""
+    """Percentages: "search", a row a variant and factor; "selected"; "attacks"; over classes "rates", "keys" and "probes"."""
     from tqdm.auto import tqdm
 
     from .kit.erasures import method_points
