@@ -57,7 +57,7 @@ class Settings:
     attacked_split: str = "S1"  # which has an oracle
     search_budgets: tuple[int, ...] = (50,)  # attack steps on the tuning concepts
     budgets: tuple[int, ...] = (10, 50, 200)  # attack steps
-    attack_lr: float = 1e-1  # of both attacks, as the study "oracle" chose it on the oracle
+    attack_lr: float = 1e-1  # of both attacks, as the study "oracle" chose it on the first oracle
     attack_images: int = 5
     first_steps: int = 2  # of `sampling_steps`, by the base, as in the study "probes"
     finetune_steps: int = 100  # on other objects, as in the study "probes_weights"
