@@ -137,6 +137,17 @@ def test_a_detection_rate_has_an_interval_over_prompted_classes():
     assert widths[0] < widths[1]  # classes that differ say less of classes in general
 
 
+def test_an_untrained_model_is_a_row_of_detections_and_of_the_grid():
+    record = committed("unsafe")
+    oracle, table = record.data["oracle"], unsafe.table(record)
+    row = table.loc["oracle (never saw any weapon)"]
+    assert row["rate at 0.5, %"].startswith(f"{oracle['rate'][unsafe.nearest(record, 0.5)]:.1f} (")
+    assert row["kept: top-1"] == oracle["kept"]["top-1"] and list(table.index[:1]) == ["base"]
+    assert [run["method"] for run in unsafe.ranked(record)][-1] == "oracle"  # fewest detections
+    del record.data["oracle"]
+    assert len(unsafe.table(record)) == len(table) - 1
+
+
 def test_a_success_rates_interval_holds_it():
     rows = [("uce", "no attack", 40.0), ("uce", "no attack", 60.0), ("kpop", "no attack", 0.0)]
     table = rate_table(pd.DataFrame(rows, columns=["method", "attack", "rate"]), 25, "method", "attack")
