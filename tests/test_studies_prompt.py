@@ -125,8 +125,9 @@ def test_a_styles_difference_is_paired_by_model():
     rates = {"kpop": (0.0, 40.0, 80.0), "m": (10.0, 50.0, 90.0)}
     rows = [(m, e, e, rate) for m, own in rates.items() for e, rate in zip("abc", own)]
     frame = pd.DataFrame(rows, columns=["method", "erased", "style", "style top-1"])
-    frame.loc[frame.index[-1], "style top-1"] += 0.3
-    assert styles.difference(frame, "m", True) == "+10.1 (+10 to +11)"
+    assert styles.difference(frame, "m", True) == "+10.0 (+10 to +10)"
+    frame.loc[frame.index[-1], "style top-1"] += 3  # a standard error of 1, and 4.30 of them with three models
+    assert styles.difference(frame, "m", True) == "+11.0 (+7 to +15)"
     assert styles.difference(frame[frame.erased == "a"], "m", True) == ""  # one model has no interval
 
 
