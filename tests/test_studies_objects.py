@@ -16,7 +16,7 @@ from erasekit.artifacts import Erasure
 from erasekit.base import weights_of
 from erasekit.baselines import METHODS
 from erasekit.evaluation.intervals import wilson
-from erasekit.studies import ablations, objects, operating_points, stronger, style_operating_points, unsafe
+from erasekit.studies import ablations, objects, operating_points, second_base, stronger, style_operating_points, unsafe
 from erasekit.studies.kit import erasures
 from erasekit.studies.kit.plots import pareto_front, spread, style_sheet
 from erasekit.studies.kit.records import Record
@@ -385,3 +385,25 @@ def test_the_figure_of_equal_erasure_says_who_never_gets_there():
     assert [text.get_text() for text in left.texts if text.get_text()] == ["erases 94 % at most"]
     drawn = {line.get_label(): [*line.get_xdata()] for line in right.lines}
     assert drawn["uce"] == [90, 100, 100] and set(STRENGTHS) <= set(drawn)
+
+
+def test_a_second_bases_table_has_the_mean_over_trainings_and_pairs_it_on_each_base():
+    """Two trainings that keep 10 points more and less than their mean, on two bases that differ by 20."""
+    record, runs = strength_record(**{m: STRENGTHS[m] for m in ("uce", "kpop")}), []
+    for base, seed, shift in (("bundled", 0, 0), ("bundled", 1, -20), ("second", 0, -20), ("second", 1, -40)):
+        for run in record.data["runs"]:
+            kept = {
+                c: rate + (shift if run["method"] == "kpop" else 0) for c, rate in run["by_class"]["others"].items()
+            }
+            about = {"base": base, "training_seed": seed, "by_class": run["by_class"] | {"others": kept}}
+            runs.append(run | about)
+    record.data = {"runs": runs, "bases": {"bundled": {}, "second": {}}, "training_seeds": 2}
+    assert second_base.ranking(record) == ["kpop", "uce"]
+    table = second_base.table(record)
+    paired = table["of these, more than kpop, paired: bundled / second base"]
+    assert paired["uce"] == "-10.0 (-10.0 to -10.0) / +10.0 (+10.0 to +10.0)" and paired["kpop"] == ""
+    spread = second_base.spread(record, "kpop")["others"]
+    assert spread["trainings"] == pytest.approx(20 / 2**0.5) and spread["bases"] == pytest.approx(20 / 2**0.5)
+    assert spread["concepts"] == 0
+    with style_sheet():
+        assert len(second_base.figures(record)["objects_second_base"].axes) == 2

@@ -110,11 +110,43 @@ def test_a_styles_rates_have_intervals_over_its_models():
     assert erased == (0.0, *wilson(0.0, 3 * 30)) and others == (100.0, *wilson(100.0, 6 * 30))
 
 
+def test_an_oracle_is_a_row_of_its_own_style_and_what_it_keeps_is_not_averaged_with_the_methods():
+    record = committed("styles")
+    run, row = record.data["oracle"]["fluent"], styles.table(record).loc["oracle (never saw fluent)"]
+    rates = run["by_style"]["style top-1"]
+    others = np.mean([rate for style, rate in rates.items() if style != "fluent"])
+    left, kept = row["style top-1"].split(" / ")
+    assert left.startswith(f"{rates['fluent']:.1f} (") and kept.startswith(f"{others:.1f} (")
+    assert row["kept captions: CLIP"] == pytest.approx(run["kept"]["CLIP"], abs=0.05)
+
+
+def test_a_styles_difference_is_paired_by_model():
+    """A method that leaves 10 points more of every style, on models that differ by far more, has no spread."""
+    rates = {"kpop": (0.0, 40.0, 80.0), "m": (10.0, 50.0, 90.0)}
+    rows = [(m, e, e, rate) for m, own in rates.items() for e, rate in zip("abc", own)]
+    frame = pd.DataFrame(rows, columns=["method", "erased", "style", "style top-1"])
+    assert styles.difference(frame, "m", True) == "+10.0 (+10 to +10)"
+    frame.loc[frame.index[-1], "style top-1"] += 3  # a standard error of 1, and 4.30 of them with three models
+    assert styles.difference(frame, "m", True) == "+11.0 (+7 to +15)"
+    assert styles.difference(frame[frame.erased == "a"], "m", True) == ""  # one model has no interval
+
+
 def test_a_detection_rate_has_an_interval_over_prompted_classes():
     record = SimpleNamespace(data={"N": 60})
     alike, apart = ([{"by_class": dict(zip("abcd", rates))}] for rates in ([50.0] * 4, [0.0, 0.0, 100.0, 100.0]))
     widths = [np.ptp(unsafe.interval(record, runs)) for runs in (alike, apart)]
     assert widths[0] < widths[1]  # classes that differ say less of classes in general
+
+
+def test_an_untrained_model_is_a_row_of_detections_and_of_the_grid():
+    record = committed("unsafe")
+    oracle, table = record.data["oracle"], unsafe.table(record)
+    row = table.loc["oracle (never saw any weapon)"]
+    assert row["rate at 0.5, %"].startswith(f"{oracle['rate'][unsafe.nearest(record, 0.5)]:.1f} (")
+    assert row["kept: top-1"] == oracle["kept"]["top-1"] and list(table.index[:1]) == ["base"]
+    assert [run["method"] for run in unsafe.ranked(record)][-1] == "oracle"  # fewest detections
+    del record.data["oracle"]
+    assert len(unsafe.table(record)) == len(table) - 1
 
 
 def test_a_success_rates_interval_holds_it():

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from .stronger import equal_erasure, rates_along_step, untrained
+from .stronger import REFERENCE, difference, equal_erasure, rates_along_step, untrained
 
 NOTEBOOK, VERSION, UNIT = "04_objects", 1, "images an erased class"  # raise VERSION when the numbers should change
-RATES = {"ESR-1": "erased at its own step, ESR-1", "others": "other objects kept where 95 % are erased"}
+RATES = {"ESR-1": "ESR-1 at its own step", "others": "other objects kept where 95 % are erased"}
+PARTS = "concepts", "trainings", "bases", "images"  # what rates vary with
 BASES = ("bundled", "second")
 
 
@@ -93,6 +94,25 @@ def measured_rates(record, base: str, method: str) -> dict[str, np.ndarray]:
     return {name: np.array(rows) for name, rows in found.items()}
 
 
+def ranking(record) -> list[str]:
+    """The methods, by what they keep of other objects where all erase 95 %, on the first base."""
+    kept = {m: measured_rates(record, BASES[0], m)["others"].mean() for m in record.settings["methods"]}
+    return sorted(kept, key=kept.get, reverse=True)
+
+
+def mean_training(record, base: str):
+    """A view of the record as `trainings`, of all methods, with the mean over the trainings of each rate of a class."""
+    views = []
+    for method in record.settings["methods"]:
+        for same in zip(*(view.data["runs"] for view in trainings(record, base, method))):
+            groups = {
+                name: {c: np.mean([run["by_class"][name][c] for run in same]) for c in rates}
+                for name, rates in same[0]["by_class"].items()
+            }
+            views.append(same[0] | {"by_class": groups})
+    return SimpleNamespace(data={"runs": views}, settings=record.settings)
+
+
 def images_of(record, rate: str) -> int:
     """The images behind each concept's rate, as `intervals.bootstrap` takes them."""
     s = record.settings
@@ -100,19 +120,21 @@ def images_of(record, rate: str) -> int:
 
 
 def spread(record, method: str) -> dict[str, dict[str, float]]:
-    """Rate -> by how many points it varies, as standard deviations: between bases, between trainings, and by the images.
+    """Rate -> by how many points a mean varies, as standard deviations, with each of `PARTS`.
 
-    Bases: of their means. Trainings: within a base, pooled. Images: of one training's mean, had each concept's images been
-    drawn anew.
+    Bases: of their means. Trainings: within a base, pooled. Concepts: within a base, had other classes or objects been
+    taken. Images: of one training's mean, had each concept's images been drawn anew.
     """
     values, found = [measured_rates(record, base, method) for base in record.data["bases"]], {}
     for rate in RATES:
         means, count = [own[rate].mean(1) for own in values], images_of(record, rate)
         shares = np.concatenate([own[rate] for own in values]) / 100
         noise = np.sqrt((shares * (1 - shares) / (count - 1)).mean() / shares.shape[1])
+        between = np.sqrt(np.mean([own[rate].mean(0).var(ddof=1) for own in values]) / shares.shape[1])
         found[rate] = {
-            "bases": float(np.std([m.mean() for m in means], ddof=1)) if len(means) > 1 else np.nan,
+            "concepts": float(between),
             "trainings": float(np.sqrt(np.mean([m.var(ddof=1) for m in means]))) if len(means[0]) > 1 else np.nan,
+            "bases": float(np.std([m.mean() for m in means], ddof=1)) if len(means) > 1 else np.nan,
             "images": 100 * float(noise),
         }
     return found
@@ -123,7 +145,7 @@ def figures(record) -> dict:
     from ..evaluation.intervals import bootstrap
     from .kit import plots
 
-    methods, bases = record.settings["methods"], list(record.data["bases"])
+    methods, bases = ranking(record), list(record.data["bases"])
     figure, axes = plots.panels(len(RATES), columns=2, height=0.42 * len(methods) + 1.2, sharex=False)
     for ax, (rate, title) in zip(axes, RATES.items()):
         for (n, method), base in product(enumerate(methods), bases):
@@ -148,18 +170,26 @@ def figures(record) -> dict:
 
 
 def table(record) -> pd.DataFrame:
-    """Each method's rates by base, with 95 % intervals, and how much they vary between bases, trainings and images."""
+    """Each method's rates on each base, with 95 % intervals, and how much they vary with each of `PARTS`.
+
+    What is kept is also compared with `REFERENCE`, by `stronger.difference` of the means over the trainings.
+    """
     from ..evaluation.intervals import bootstrap
 
-    rows = {}
-    for method in record.settings["methods"]:
-        rows[method], varies = {}, spread(record, method)
+    rows, bases = {}, list(record.data["bases"])
+    on = f": {' / '.join(bases)} base"
+    means, more = {base: mean_training(record, base) for base in bases}, f"of these, more than {REFERENCE}, paired{on}"
+    for method in ranking(record):
+        row = rows[method] = {}
         for rate, title in RATES.items():
-            for base in record.data["bases"]:
-                rates = measured_rates(record, base, method)[rate]
-                low, high = bootstrap([rates], images_of(record, rate))
-                rows[method][f"{title}: {base}"] = f"{rates.mean():.1f} ({low:.0f} to {high:.0f})"
-            for part, deviation in varies[rate].items():
-                rows[method][f"{title}: SD, {part}"] = "" if np.isnan(deviation) else f"{deviation:.1f}"
+            own = [measured_rates(record, base, method)[rate] for base in bases]
+            found = [(rates.mean(), *bootstrap([rates], images_of(record, rate))) for rates in own]
+            row[title + on] = " / ".join("{:.1f} ({:.0f} to {:.0f})".format(*each) for each in found)
+        if REFERENCE in record.settings["methods"]:
+            found = [difference(means[base], method, REFERENCE) for base in bases if method != REFERENCE]
+            row[more] = " / ".join("{:+.1f} ({:+.1f} to {:+.1f})".format(*each) for each in found)
+        for rate, varies in spread(record, method).items():
+            deviations = ("–" if np.isnan(varies[part]) else f"{varies[part]:.1f}" for part in PARTS)
+            row[f"SD of {'ESR-1' if rate == 'ESR-1' else 'kept'}: {' / '.join(PARTS)}"] = " / ".join(deviations)
     splits = " and ".join(record.settings["splits"])
     return pd.DataFrame(rows).T.rename_axis(f"%, {splits}, {record.data['training_seeds']} trainings")

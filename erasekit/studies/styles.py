@@ -11,6 +11,7 @@ from .style_operating_points import SWEEP
 NOTEBOOK, VERSION, UNIT = "06_styles", 1, "images a style"  # raise VERSION when the numbers should change
 ROWS = "methods"  # the setting that erasures given to `run` are added to
 GRID = ("esd-x", "spm", "kpop")  # methods shown in the image grid; bars and table have all
+REFERENCE = "kpop"  # the paper's method, which the table compares the others with
 SHOWN = "church"  # the object in the image grid, where the world has it
 
 
@@ -111,12 +112,17 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
     } | ({"oracle": oracles} if oracles else {}), images
 
 
+def runs_and_oracles(record) -> list[dict]:
+    oracles = record.data.get("oracle", {}).items()
+    return record.data["runs"] + [{"method": f"oracle (never saw {e})", "erased": e} | run for e, run in oracles]
+
+
 def style_frame(record) -> pd.DataFrame:
-    """One row for each method, erased style and style in the prompt."""
+    """One row for each method, erased style and style in the prompt; an oracle is a method of one model."""
     rows = [
         {"method": run["method"], "erased": run["erased"], "style": style}
         | {name: values[style] for name, values in run["by_style"].items()}
-        for run in record.data["runs"]
+        for run in runs_and_oracles(record)
         for style in record.data["styles"]
     ]
     return pd.DataFrame(rows)
@@ -133,8 +139,23 @@ def mean_rates(record, own: pd.DataFrame, measure: str) -> list[tuple[float, flo
     return [(rate, *limits) for rate, limits in zip(found, between)]
 
 
+def difference(frame: pd.DataFrame, method: str, erased: bool) -> str:
+    """By how many points `method` leaves more of the erased style (or keeps more of the others) than `REFERENCE`.
+
+    Paired by model, since both fail on much the same styles; in brackets the 95 % interval of Student's t over the models.
+    """
+    from scipy.stats import t
+
+    rates = frame[(frame.erased == frame["style"]) == erased].groupby(["method", "erased"])["style top-1"].mean()
+    pairs = (rates[method] - rates[REFERENCE]).dropna()
+    if len(pairs) < 2:
+        return ""
+    mean, side = pairs.mean(), t.ppf(0.975, len(pairs) - 1) * pairs.sem()
+    return f"{mean:+.1f} ({mean - side:+.0f} to {mean + side:+.0f})"
+
+
 def figures(record) -> dict:
-    return {"styles_grid": grid_figure(record), "styles_drop": drop_figure(record)}
+    return {"styles_drop": drop_figure(record), "styles_grid": grid_figure(record)}
 
 
 def grid_figure(record):
@@ -143,7 +164,7 @@ def grid_figure(record):
 
     data, columns = record.data, [("base", "")]
     methods = list(dict.fromkeys(run["method"] for run in data["runs"]))
-    shown = [m for m in methods if m in GRID] or methods
+    shown = ([m for m in methods if m in GRID] or methods) + ["oracle"] * ("oracle" in data)
     columns += [(m, style) for m in shown for style in data["erased"] if f"{m}.{style}" in record.images]
     strips = [plots.tiles(record, f"{method}.{style}" if style else method) for method, style in columns]
     framed = [(data["styles"].index(style), column) for column, (_, style) in enumerate(columns) if style]
@@ -162,7 +183,8 @@ def drop_figure(record):
     from .kit import plots
 
     frame, base = style_frame(record), record.data["base"]["by_style"]
-    methods = list(dict.fromkeys(frame.method))
+    left = frame[frame.erased == frame["style"]].groupby("method", sort=False)["style top-1"].mean()
+    methods = list(left.sort_values(kind="stable").index)
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 0.36 * len(methods) + 1.3), sharey=True, layout="constrained")
     labels = {"style top-1": "Lost: style judge's top-1, points"}
     labels["CLIP, whole prompt"] = "Lost: CLIP alignment with the prompt, points"
@@ -191,12 +213,12 @@ def drop_figure(record):
 def table(record) -> pd.DataFrame:
     """Means over the models, one for each style: the erased style / the four others; and CLIP on captions of what is kept.
 
-    In brackets 95 % intervals of rates, see `mean_rates`.
+    In brackets 95 % intervals of rates, see `mean_rates`, and of paired differences, see `difference`.
 
     FID and KID are left out: a model's captions leave its erased style out, and the reference images have all five.
     """
     frame, data, captions = style_frame(record), record.data, "kept captions: CLIP"
-    measures = list(data["base"]["by_style"])
+    measures, paired = list(data["base"]["by_style"]), f"style top-1, more than {REFERENCE}, paired"
     rows = {"base": {name: f"{np.mean(list(v.values())):.1f}" for name, v in data["base"]["by_style"].items()}}
     rows["base"][captions] = data["base"]["kept"]["CLIP"]
     for method, own in frame.groupby("method", sort=False):
@@ -205,5 +227,10 @@ def table(record) -> pd.DataFrame:
         for m in ("style top-1", "object top-1"):
             rates = mean_rates(record, own, m)
             rows[method][m] = " / ".join(f"{rate:.1f} ({low:.0f} to {high:.0f})" for rate, low, high in rates)
-        rows[method][captions] = np.mean([run["kept"]["CLIP"] for run in data["runs"] if run["method"] == method])
-    return pd.DataFrame(rows).T.astype({captions: float}).rename_axis("erased style / the others")
+        kept = [run["kept"]["CLIP"] for run in runs_and_oracles(record) if run["method"] == method]
+        rows[method][captions] = np.mean(kept)
+        if method != REFERENCE and REFERENCE in set(frame.method):
+            rows[method][paired] = " / ".join(difference(frame, method, erased) for erased in (True, False)).strip(" /")
+    columns = ["style top-1", paired, *measures[1:], captions]
+    found = pd.DataFrame(rows).T.reindex(columns=columns).fillna({paired: ""}).astype({captions: float}).round(1)
+    return found.rename_axis("erased style / the others")

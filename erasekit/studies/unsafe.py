@@ -19,7 +19,7 @@ VARIANTS = {name: (name, {}, name) for name in METHOD_NAMES} | {
     "kpop-adversarial-u": ("kpop-adversarial", {"train_method": "noxattn"}, "esd-u"),
 }
 # Rows of the image grid, besides erasures given to `run`; the other figure and the table have all.
-GRID = ("base", "esd-x", "esd-u", "uce", "ca", "sld", "age", "ace", "stereo")
+GRID = ("base", "oracle", "esd-x", "esd-u", "uce", "ca", "sld", "age", "ace", "stereo")
 GRID += ("kpop", "kpop-anchor", "kpop-u", "kpop-adversarial-u")
 
 
@@ -105,10 +105,15 @@ def figures(record) -> dict:
     return {"unsafe_detections": detections_figure(record), "unsafe_grid": grid_figure(record)}
 
 
+def untrained(record) -> list[dict]:
+    """The base and, where the record has one, the oracle, as methods."""
+    return [{"method": name} | record.data[name] for name in ("base", "oracle") if name in record.data]
+
+
 def ranked(record) -> list[dict]:
-    """The base and the runs of the first training seed, from most to fewest images with a detection above 0.5."""
-    data, half = record.data, nearest(record, 0.5)
-    runs = [{"method": "base"} | data["base"], *(run for run in data["runs"] if run["training_seed"] == 0)]
+    """Base, oracle and the runs of the first training seed, from most to fewest images with a detection above 0.5."""
+    half = nearest(record, 0.5)
+    runs = [*untrained(record), *(run for run in record.data["runs"] if run["training_seed"] == 0)]
     return sorted(runs, key=lambda run: -run["rate"][half])
 
 
@@ -138,14 +143,14 @@ def detections_figure(record):
     )
     counts = pd.DataFrame([run["detections"] for run in runs], names)
     plots.heatmap(left, counts, "", cmap="Oranges", colorbar=False, vmin=0)
-    title = f"Detections above 0.5 in {data['N']} images"
+    title = f"Detections in {data['N']} images"
     if data["shown"] == data["members"]:  # worlds whose prompts name the classes
-        title += f":\n{data['N'] // len(data['members'])} prompts name each class,\nother classes may add"
+        title += f",\n{data['N'] // len(data['members'])} of each class"
     left.set_title(title)
     left.tick_params(axis="x", rotation=40)
     plt.setp(left.get_xticklabels(), ha="right", rotation_mode="anchor")
     left.set_xlabel("Class")
-    middle.set_title(f"Images with any {data['category']} detected,\nwith 95 % intervals")
+    middle.set_title(f"Images with any {data['category']},\nwith 95 % intervals")
     for y, run in enumerate(runs):
         rate, look = run["rate"][half], plots.style(run["method"])
         middle.hlines(y, *interval(record, [run]), color=look["color"], lw=1)
@@ -195,18 +200,19 @@ def table(record) -> pd.DataFrame:
     data = record.data
     at = {t: nearest(record, t) for t in (0.3, 0.5, 0.7, 0.8)}
     kept = [k for k in ("top-1", "CLIP", "FID", "KID x 1000") if k in data["base"]["kept"]]  # not every world has all
+    all_runs = [*untrained(record), *data["runs"]]
     rows = [
-        {"method": run.get("method", "base")}
+        {"method": run["method"]}
         | {f"rate at {t}, %": run["rate"][n] for t, n in at.items()}
         | {f"kept: {k}": run["kept"][k] for k in kept}
-        for run in (data["base"], *data["runs"])
+        for run in all_runs
     ]
     frame = pd.DataFrame(rows).groupby("method", sort=False).mean()
     for name in frame.index:
-        own = [run for run in (data["base"], *data["runs"]) if run.get("method", "base") == name]
-        low, high = interval(record, own)
+        low, high = interval(record, [run for run in all_runs if run["method"] == name])
         frame.loc[name, "between"] = f"({low:.0f} to {high:.0f})"
     if "kept: FID" in frame:
         frame["kept: FID"] = frame["kept: FID"].map("{:.2f}".format)
     frame["rate at 0.5, %"] = frame["rate at 0.5, %"].map("{:.1f} ".format) + frame.pop("between")
+    frame = frame.rename(index={"oracle": f"oracle (never saw any {data['category']})"}).round(2)
     return frame.rename_axis(f"“{data['category']}” erased")
