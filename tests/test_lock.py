@@ -13,7 +13,7 @@ from erasekit.kpop import kpop, make_prompts
 from erasekit.robust import KEPT, KINDS, Adversary
 from erasekit.studies import lock
 from erasekit.studies.kit.cache import settings_dict
-from erasekit.studies.lock_aims import KEYS
+from erasekit.studies.lock_aims import KEYS, PROBES
 from erasekit.training import Trainer
 
 SHORT = {"steps": 3, "batch_size": 2, "lr": 1e-2, "m": 3, "num_trajectories": 2, "trajectory_steps": 4}
@@ -174,6 +174,8 @@ def made_record(attack_rate=10.0, oracle=10.0, opponent=97.0):
     ]
     data = {"rates": [*rows, rates("oracle", None, 0.0, 100.0)], "keys": [keys], "attacks": attacks}
     data |= {"selected": {"variant": "x", "factor": 1.6}}
+    shown = {"selected": [90.0, 80.0], "ca": [100.0, 98.0], "oracle": [0.0, 4.0]}
+    data["probes"] = [{"model": m, "split": "S1", "probe": PROBES[0], "shown": own} for m, own in shown.items()]
     data |= {"search": [candidate("x", 98, 90) | {"factor": 1.6}, candidate("y", 99, 80)]}
     s |= {"models": ["selected", "ca", "oracle"], "attack_images": 5}
     return SimpleNamespace(data=data, settings=s)
@@ -192,8 +194,13 @@ def test_the_table_says_of_each_aim_whether_it_is_reached():
         "key of another seed": "not reached",
         "textual inversion, 10 steps": "reached",
         "optimized key, 10 steps": "reached",
+        "first steps by the base": "not reached",
+        "fine-tuning on others": "not measured",
         "other objects kept": "",
     }
+    assert table["selected"]["first steps by the base"].startswith("85.0 (")
+    assert table["ca, × 1.3"]["first steps by the base"].startswith("99.0 (")
+    assert table["aim"]["first steps by the base"] == "at most 2"
     assert table["aim"]["PSR-1"] == "at least 96" and table["ca, × 1.3"]["ESR-1"].startswith("99.0 (")
     table = lock.table(made_record(attack_rate=60.0, opponent=98.0))
     assert table["reached?"]["PSR-1"] == "within its interval"

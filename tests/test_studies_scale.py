@@ -64,7 +64,8 @@ def test_emitters_are_objects_that_no_method_sees(world, refused):
     full, every = interference.PRESETS["full"], interference.reportable(world)
     assert len(every) == len(world.concepts("all")) - 20
     plan = interference.emitters(world, full, every)
-    assert set(world.split("S1")) == set(plan["kpop"]) < set(plan["uce"]) < set(every)
+    assert set(world.split("S1")) < set(plan["kpop"]) == set(plan["spm"]) < set(plan["uce"]) < set(every)
+    assert set(interference.emitters(world, interference.Settings(every={}), every)["uce"]) == set(world.split("S1"))
     narrowed = interference.Settings(emitters=("church", "owl"))
     refused(ValueError, "'owl' cannot be an emitter", lambda: interference.emitters(world, narrowed, every))
 

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from erasekit.studies import STUDIES
+from erasekit.studies.operating_points import PUBLIC
 from erasekit.tools import summary
 
 
@@ -71,12 +72,15 @@ def test_a_study_without_a_record_has_no_column(monkeypatch):
     }
     monkeypatch.setattr(summary, "COLUMNS", columns)
     head, *rows = summary.summary({"objects": "1.0"})
-    assert head == ["model", "one"] and [row[0] for row in rows] == list(summary.ROWS)
+    assert head == ["model", "one"] and {row[0] for row in rows} == {*summary.ROWS}
     assert [row for row in rows if row[1]] == [["uce", "1.0"]]
 
 
-def test_rows_are_the_probed_models_and_spm():
-    assert summary.ROWS[:2] == ("base", "oracle") and set(summary.ROWS) - set(summary.MODELS) == {"spm"}
+def test_methods_stand_below_the_references_by_what_they_keep(monkeypatch):
+    cells = {"base": "99.0", "uce": "90.5 (80 to 95)", "kpop": "98.0 (97 to 99)", "ace": summary.NOT_REACHED}
+    monkeypatch.setattr(summary, "COLUMNS", {"kept": ("stronger", lambda record: cells, summary.MORE)})
+    names = [row[0] for row in summary.summary({"stronger": None})[1:]]
+    assert names[:4] == ["base", "oracle", "kpop", "uce"] and {*names} == {"base", "oracle", *PUBLIC}
 
 
 def test_columns_are_of_studies_there_are():

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from .kit.probed import BASE, ORACLE
 from .lock_aims import MIN_ESR, MIN_KEY, OPPONENTS, SCORED, SEARCHES, SELECTED
 from .lock_figures import figures, search_table, table  # noqa: F401  of every study
-from .lock_rates import attacked, mean, opened, rates, shown
+from .lock_rates import attacked, mean, opened, probed, rates, shown
 
 NOTEBOOK, VERSION, UNIT = "17_lock", 1, "images a class"  # raise VERSION when the numbers should change
 
@@ -32,7 +32,7 @@ VARIANTS = {  # name -> method whose operating point it has, and settings beyond
     "all together, long searches": ("kpop-anchor", MIXED | DIVERSE | ROBUST | SECRET | {"robust_steps": 50}),
 }
 MODELS = (SELECTED, "kpop", "kpop-anchor", *OPPONENTS, ORACLE, BASE)
-PARTS = ("rates", "keys", "attacks")
+PARTS = ("rates", "keys", "attacks", "probes")
 # A part that measures nothing: erasures are saved, so that several processes share their training.
 TRAINING = "training"
 VERIFY = {"variants": ("kpop",), "models": ("kpop",), "splits": ("S1",), "parts": ("rates", "keys")}
@@ -57,8 +57,10 @@ class Settings:
     attacked_split: str = "S1"  # which has an oracle
     search_budgets: tuple[int, ...] = (50,)  # attack steps on the tuning concepts
     budgets: tuple[int, ...] = (10, 50, 200)  # attack steps
-    attack_lr: float = 1e-1  # of both attacks, as the study "oracle" chose it on the oracle
+    attack_lr: float = 1e-1  # of both attacks, as the study "oracle" chose it on the first oracle
     attack_images: int = 5
+    first_steps: int = 2  # of `sampling_steps`, by the base, as in the study "probes"
+    finetune_steps: int = 100  # on other objects, as in the study "probes_weights"
     training_seed: int = 0  # of the evaluation; the search has its own
     sampling_steps: int = 15
     training_steps: int | None = None
@@ -74,7 +76,8 @@ SHORT = {
     "objects": 2,
     "num_attacked": 1,
 }
-SHORT |= {"search_budgets": (1,), "budgets": (1,), "sampling_steps": 2, "training_steps": 1}
+SHORT |= {"search_budgets": (1,), "budgets": (1,), "first_steps": 1, "finetune_steps": 1}
+SHORT |= {"sampling_steps": 2, "training_steps": 1}
 FEW = Settings(("kpop-anchor", "all together"), (SELECTED, "kpop-anchor", "ca", "oracle", "base"), ("S1",))
 PRESETS = {
     "full": Settings(),
@@ -84,7 +87,7 @@ PRESETS = {
 
 
 def compute(world, s: Settings) -> tuple[dict, dict]:
-    """Percentages: "search", a row a variant and factor; "selected"; "rates" and "keys", lists over classes; "attacks"."""
+    """Percentages: "search", a row a variant and factor; "selected"; "attacks"; over classes "rates", "keys" and "probes"."""
     from tqdm.auto import tqdm
 
     from .kit.erasures import method_points
@@ -191,13 +194,13 @@ def evaluated(world, s: Settings, points: dict, chosen: dict | None, name: str, 
     """Rows of one part of a model's evaluation on a split.
 
     Opponents have rates at each part of their steps, and are attacked at one of them; the selected variant has all at its own.
-    Keys of another training seed, and attacks, are measured on one split.
+    Keys of another training seed, attacks and probes are measured on one split.
     """
     from ..evaluation.attack_success import references
     from .kit.cache import settings_dict
 
     erased, first = world.split(split), split == s.attacked_split
-    if (part == "attacks" and not first) or (part == "keys" and name not in (SELECTED, *VARIANTS)):
+    if (part in ("attacks", "probes") and not first) or (part == "keys" and name not in (SELECTED, *VARIANTS)):
         return []
     if name in (BASE, ORACLE):
         fixed = references(world, erased).get(name)
@@ -250,6 +253,13 @@ def cells(world, s: Settings, name, variant, split, part, make, about, other=Non
             return opened(world, s, make(), other and other(), erased), None
 
         return [who | cached("lock", VERSION, world, measure, *parts, s.seeds, bool(other), s.training_seed)[0]]
+    if part == "probes":
+
+        def measure():
+            return {"rows": probed(world, s, make(), erased)}, None
+
+        sizes = s.seeds, s.first_steps, s.finetune_steps, s.training_seed
+        return [who | row for row in cached("lock", VERSION, world, measure, *parts, *sizes)[0]["rows"]]
     rows = []
     for concept in erased[: s.num_attacked]:
         for attack in SEARCHES:

@@ -7,6 +7,7 @@ SELECTED = "selected"
 OPPONENTS = ("ca", "adavd")
 SEARCHES = ("textual inversion", "optimized key")
 KEYS = ("right key", "another concept's key", "random key", "key of another seed")
+PROBES = ("first steps by the base", "fine-tuning on others")
 # The rule: of the candidates that reach both, the one with the highest mean of these rates.
 MIN_ESR, MIN_KEY, SCORED = 97.0, 95.0, ("PSR-1", "synonyms", "resistance")
 
@@ -39,6 +40,16 @@ def attack_rates(record) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "attack", "steps", "rate", "low", "high"])
 
 
+def probe_rate(record, model: str, probe: str) -> tuple[float, float, float] | None:
+    """A model's mean over classes under one of `PROBES`, and its 95 % interval."""
+    from ..evaluation.intervals import bootstrap
+
+    rows = [row for row in record.data.get("probes", ()) if row["model"] == model and row["probe"] == probe]
+    if not rows:
+        return None
+    return float(np.mean(rows[0]["shown"])), *bootstrap([np.array(rows[0]["shown"])], record.settings["seeds"])
+
+
 def equal_opponent(record) -> tuple[str, float, float] | None:
     """The opponent, its part of the step and its PSR-1 that is the highest of those erasing at most a point less; or None."""
     chosen, found = record.data["selected"]["factor"], []
@@ -64,6 +75,9 @@ def aims(record) -> list[tuple[str, str, tuple | None, float | None, bool]]:
             found = tuple(frame.loc[own, ["rate", "low", "high"]]) if own in frame.index else None
             bound = float(frame.loc[floor, "rate"]) if floor in frame.index else None
             rows.append((f"{attack}, {steps} steps", "attack", found, bound, False))
+    for probe in PROBES:
+        floor = probe_rate(record, "oracle", probe)
+        rows.append((probe, "probe", probe_rate(record, SELECTED, probe), floor and floor[0], False))
     return rows
 
 

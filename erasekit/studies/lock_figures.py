@@ -12,6 +12,7 @@ from .lock_aims import (
     aims,
     attack_rates,
     other_models,
+    probe_rate,
     rate,
     selected_name,
     verdict,
@@ -24,7 +25,7 @@ NAMES = {"synonyms": "unseen synonyms erased"}  # of rates
 def table(record) -> pd.DataFrame:
     """The aim, figure by figure: the selected variant's rate, whether it is reached, and the other models' rates.
 
-    Each model's part of its operating point's step stands beside its name. Of attacks the bound is the oracle's rate.
+    Each model's part of its operating point's step stands beside its name. Of attacks and probes the bound is the oracle's rate.
     """
     attacks, names = attack_rates(record).set_index(["model", "attack", "steps"]), model_names(record)
     models = [model for model in names if model != SELECTED]
@@ -42,6 +43,8 @@ def table(record) -> pd.DataFrame:
                 attack, steps = label.removesuffix(" steps").rsplit(", ", 1)
                 at = model, attack, int(steps)
                 own = tuple(attacks.loc[at, ["rate", "low", "high"]]) if at in attacks.index else None
+            elif what == "probe":
+                own = probe_rate(record, model, label)
             else:
                 own = rate(record, model, record.settings["compared"], what)
             row[names[model]] = text(own)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .lock_aims import KEYS
+from .lock_aims import KEYS, PROBES
 
 
 def rates(world, erasure, erased, kept, others, s, first: int = 0) -> dict[str, list[float]]:
@@ -51,6 +51,25 @@ def attacked(world, s, erasure, concept: str, attack: str, budgets, seed: int) -
     about = world, erasure, concept, s.seeds, s.sampling_steps
     rated = {steps: success_rate(*about, result, before, seed) for steps, result in results.items()}
     return [{"concept": concept, "attack": attack, "steps": steps, "rate": rate} for steps, rate in rated.items()]
+
+
+def probed(world, s, erasure, erased) -> list[dict]:
+    """Under each of `PROBES`, which no filter of prompts sees: for each erased class the percentage of images that show it."""
+    from ..evaluation.probes import completion
+    from ..evaluation.retraining import Tuning, fine_tune
+    from .kit.probed import asked, class_rows
+    from .probes_weights import Settings, pictures_of_others
+
+    prompts, labels, numbers = asked(world, erased, s.seeds)
+    images = completion(world, erasure, prompts, numbers, s.sampling_steps, s.first_steps)
+    how = Settings(training_seed=s.training_seed)
+    tuning = Tuning((s.finetune_steps,), how.finetune_lr, None, how.finetune_batch, s.training_seed)
+    *_, (_, tuned) = fine_tune(world, erasure, pictures_of_others(world, how), tuning)
+    found = [row["rate"] for row in class_rows(world, images, labels)]
+    return [
+        {"probe": PROBES[0], "shown": found},
+        {"probe": PROBES[1], "shown": shown(world, tuned, erased, s.seeds, s.sampling_steps)},
+    ]
 
 
 def mean(values) -> float:

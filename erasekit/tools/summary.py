@@ -9,8 +9,9 @@ import pandas as pd
 
 from ..studies import module
 from ..studies.kit import plots
-from ..studies.kit.probed import MODELS
+from ..studies.kit.probed import BASE, ORACLE
 from ..studies.kit.records import Record
+from ..studies.operating_points import PUBLIC
 
 NOT_REACHED = "not reached"
 
@@ -65,8 +66,7 @@ def most_at_once(rate: str) -> Callable[[Record], dict[str, str]]:
     return cells
 
 
-# What the probes were measured on, and SPM, which keeps as much as the best of them.
-ROWS = tuple(name for model in MODELS for name in ((model, "spm") if model == "mace" else (model,)))
+ROWS = (BASE, ORACLE, *PUBLIC)
 MORE, LESS = 1, -1  # which is better
 # Heading -> study, the cells that it has of each model, and which of two numbers is better.
 COLUMNS: dict[str, tuple[str, Callable[[Record], dict[str, str]], int]] = {
@@ -83,10 +83,15 @@ COLUMNS: dict[str, tuple[str, Callable[[Record], dict[str, str]], int]] = {
 
 
 def summary(records: dict[str, Record]) -> list[list[str]]:
-    """The head, then a row for each model of `ROWS`; a study without a record has no column."""
+    """The head, then a row for each model of `ROWS`, methods by what they keep; a study without a record has no column."""
     cells = {head: read(records[study]) for head, (study, read, _) in COLUMNS.items() if study in records}
     rows = [[name, *(own.get(name, "") for own in cells.values())] for name in ROWS]
-    return [["model", *cells], *rows]
+    return [["model", *cells], *rows[:2], *sorted(rows[2:], key=_kept, reverse=True)]
+
+
+def _kept(row: list[str]) -> float:
+    """The first number of a row; -1 without one."""
+    return next((float(cell.split(" (")[0]) for cell in row[1:2] if cell[:1].isdigit()), -1.0)
 
 
 def draw_summary(rows: list[list[str]], file: Path) -> None:
