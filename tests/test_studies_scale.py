@@ -81,12 +81,14 @@ def test_similarities_are_symmetric_and_largest_to_oneself(world):
 
 def test_the_figures_and_the_table_of_interference():
     runs, matrix = some_effects()
-    data = {"runs": [{"method": "uce"} | run for run in runs], "objects": [*"abcde"], "few": ["a"], "base": 80.0}
+    rows = [*({"method": "uce"} | run for run in runs), {"method": "kpop"} | runs[0] | {"lost": 0.0}]
+    data = {"runs": rows, "objects": [*"abcde"], "few": ["a"], "base": 80.0}
     data["groups"] = ["x", "x", "x", "", ""]
-    images = {"uce": Image.fromarray(matrix)}
-    record = SimpleNamespace(data=data, settings={"methods": ["uce"]}, images=images)
+    images = {"uce": Image.fromarray(matrix), "kpop": Image.fromarray(matrix[:1])}
+    record = SimpleNamespace(data=data, settings={"methods": ["uce", "kpop"]}, images=images)
     table = interference.table(record)
-    assert list(table.index) == ["uce", "uce, all 2"] and table["emitters"].tolist() == ["1", "2"]
+    assert list(table.index) == ["uce", "uce, all 2", "kpop"] and table["emitters"].tolist() == ["1", "2", "1"]
+    assert table["others lost, less kpop's, points"].tolist() == ["33.33", "", ""]
     with style_sheet():
         figures = interference.figures(record)
     [dots] = figures["interference"].axes[0].collections[:1]
