@@ -81,12 +81,14 @@ def test_similarities_are_symmetric_and_largest_to_oneself(world):
 
 def test_the_figures_and_the_table_of_interference():
     runs, matrix = some_effects()
-    data = {"runs": [{"method": "uce"} | run for run in runs], "objects": [*"abcde"], "few": ["a"], "base": 80.0}
+    rows = [*({"method": "uce"} | run for run in runs), {"method": "kpop"} | runs[0] | {"lost": 0.0}]
+    data = {"runs": rows, "objects": [*"abcde"], "few": ["a"], "base": 80.0}
     data["groups"] = ["x", "x", "x", "", ""]
-    images = {"uce": Image.fromarray(matrix)}
-    record = SimpleNamespace(data=data, settings={"methods": ["uce"]}, images=images)
+    images = {"uce": Image.fromarray(matrix), "kpop": Image.fromarray(matrix[:1])}
+    record = SimpleNamespace(data=data, settings={"methods": ["uce", "kpop"]}, images=images)
     table = interference.table(record)
-    assert list(table.index) == ["uce", "uce, all 2"] and table["emitters"].tolist() == ["1", "2"]
+    assert list(table.index) == ["uce", "uce, all 2", "kpop"] and table["emitters"].tolist() == ["1", "2", "1"]
+    assert table["others lost, less kpop's, points"].tolist() == ["33.33", "", ""]
     with style_sheet():
         figures = interference.figures(record)
     [dots] = figures["interference"].axes[0].collections[:1]
@@ -134,19 +136,20 @@ def test_the_figure_and_the_table_of_scale():
         rates = {"ESR-1": 90.0, "kept": 70.0, "training_seconds": 3.0} | more
         return {"method": method, "count": count, "by_class": by_class} | rates
 
-    runs = [run("uce", 1), run("kpop", 1, **{"with the key": 100.0})]
+    runs = [run("uce", 1), run("spm", 1), run("kpop", 1, **{"with the key": 100.0})]
     settings = {"seeds": 5, "images": 10, "kept_seeds": 2}
     data = {"runs": runs, "base": {"1": {"ESR-1": 5.0, "kept": 95.0}}, "kept": 2}
     record = SimpleNamespace(data=data, settings=settings)
     table = scale.table(record)
-    assert list(table.index) == ["base, 1", "uce, 1", "kpop, 1"] and table["with the key"]["uce, 1"] == ""
+    assert list(table.index) == ["base, 1", "uce, 1", "spm, 1", "kpop, 1"] and table["with the key"]["uce, 1"] == ""
     assert table["2 other objects"]["kpop, 1"].startswith("70.0 (")
     low, high = scale.intervals(record, runs[0])["ESR-1"]
     assert low < 90 < high
     with style_sheet():
         [figure] = scale.figures(record).values()
     assert [ax.get_title() for ax in figure.axes] == [*scale.RATES.values(), "seconds of training"]
-    assert [len(ax.texts) for ax in figure.axes] == [2, 2, 1, 2]  # the names at the lines' ends
+    assert [len(ax.texts) for ax in figure.axes] == [3, 3, 1, 3]  # the names at the lines' ends
+    assert {t.get_text() for t in figure.axes[0].texts if t.get_color() == scale.GREY} == {"spm"}
 
 
 # --------------------------------------------------------------------------------------------------------------- binding

@@ -195,11 +195,11 @@ def correlations(runs: list[dict], outcome: str) -> dict[str, tuple[float, float
 
 
 def groups_of_runs(record) -> dict[str, list[dict]]:
-    """Row of the table -> runs: each method on the few emitters that all have, and on all of its own."""
-    rows, few = {}, record.data["few"]
-    for method in record.settings["methods"]:
-        own = [run for run in record.data["runs"] if run["method"] == method]
-        rows[method] = [run for run in own if run["emitter"] in few]
+    """Row of the table -> runs: each method on the emitters that all methods have, and on all of its own."""
+    rows, by_method = {}, {m: [r for r in record.data["runs"] if r["method"] == m] for m in record.settings["methods"]}
+    shared = set.intersection(*({run["emitter"] for run in own} for own in by_method.values()))
+    for method, own in by_method.items():
+        rows[method] = [run for run in own if run["emitter"] in shared]
         if len(own) > len(rows[method]):
             rows[f"{method}, all {len(own)}"] = own
     return {name: runs for name, runs in rows.items() if runs}
@@ -300,7 +300,9 @@ def predictors_figure(record):
         ax.set_xticks([0, 0.5, 1], ["0: tells\nnothing", "0.5", "1: right\norder"])
         ax.set_title(title)
     figure.supxlabel("rank correlation over the other objects; bars: 95 % intervals", fontsize=9)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(by_method), columnspacing=1
+    )
     return figure
 
 
@@ -313,7 +315,8 @@ def table(record) -> pd.DataFrame:
         return f"{np.mean(values):.{digits}f}{interval}"
 
     rows, receivers = {}, round(len(record.data["objects"]) * record.data["base"] / 100)
-    for name, runs in groups_of_runs(record).items():
+    groups = groups_of_runs(record)
+    for name, runs in groups.items():
         erased, lost, fall = (np.array([run[k] for run in runs], dtype=float) for k in ("erased", "lost", "fall"))
         rows[name] = {
             "emitters": str(len(runs)),
@@ -321,6 +324,11 @@ def table(record) -> pd.DataFrame:
             "others lost, %": mean(lost, *bootstrap([lost], receivers)),
             "fall, points": mean(fall, *bootstrap_mean(fall)),
         }
+        if (
+            "kpop" in groups and name != "kpop" and len(runs) == len(groups["kpop"])
+        ):  # paired: the same emitters, in order
+            more = lost - [run["lost"] for run in groups["kpop"]]
+            rows[name]["others lost, less kpop's, points"] = mean(more, *bootstrap_mean(more), digits=2)
         large = large_falls(record, runs[0]["method"], runs).items()
         rows[name] |= {f"pairs of {part} that fall by {LARGE}, %": mean([v], *between) for part, (v, *between) in large}
         found = correlations(runs, "fall")

@@ -11,6 +11,8 @@ from .stronger import rates
 NOTEBOOK, VERSION, UNIT = "16_scale_and_interference", 1, "images a class, at least"
 
 METHODS = ("uce", "rece", "mace", "esd-x", "ca", "spm", "age", "stereo", "adavd", "kpop", "kpop-anchor")
+COLORED = ("uce", "ca", "adavd", "kpop", "kpop-anchor")  # in the figure; the others are grey, without intervals
+GREY = "#a0a0a0"
 RATES = {"ESR-1": "erased: ESR-1", "kept": "kept: other objects", "with the key": "restored by the right key"}
 
 
@@ -123,24 +125,31 @@ def figures(record) -> dict:
     from .kit import plots
 
     runs, counts = record.data["runs"], sorted({run["count"] for run in record.data["runs"]})
-    between = [intervals(record, run) for run in runs]
     titles = {rate: title for rate, title in RATES.items() if any(rate in run for run in runs)}
-    figure, axes = plots.panels(len(titles) + 1, columns=2, height=2.7, width=8.4, sharey=False)
+    figure, axes = plots.panels(len(titles) + 1, columns=2, height=3.2, width=8.8, sharey=False)
     *ours, seconds = axes
     methods, ends = list(dict.fromkeys(run["method"] for run in runs)), [{} for _ in axes]
-    for order, method in enumerate(methods):
-        rows = [n for n, run in enumerate(runs) if run["method"] == method]
-        shift = 0.03 * (order - (len(methods) - 1) / 2)
-        where = np.array([counts.index(runs[n]["count"]) for n in rows])
-        look = plots.style(method) | {"ms": 5, "lw": 1.8 if plots.is_ours(method) else 1.2}
+    colors = {m: plots.style(m)["color"] if m in COLORED else GREY for m in methods}
+    colored = [m for m in methods if m in COLORED]
+    for method in methods:
+        rows = [run for run in runs if run["method"] == method]
+        where = np.array([counts.index(run["count"]) for run in rows])
+        look = plots.style(method) | {"color": colors[method], "ms": 5, "lw": 1.2, "zorder": 3}
+        look |= (
+            {"lw": 1.8} if plots.is_ours(method) else {} if method in COLORED else {"ms": 3.5, "lw": 0.9, "zorder": 2}
+        )
+        shift = 0.05 * (colored.index(method) - (len(colored) - 1) / 2) if method in colored else 0.0
         for ax, end, rate in zip(ours, ends, titles):
-            if own := [(x, runs[n][rate], *between[n][rate]) for x, n in zip(where, rows) if rate in runs[n]]:
-                x, y, low, high = np.array(own).T
-                sides = np.clip([y - low, high - y], 0, None)
-                ax.errorbar(x + shift, y, sides, elinewidth=0.7, **look)
-                end[method] = y[-1]
-        seconds.plot(where, [runs[n]["training_seconds"] for n in rows], **look)
-        ends[-1][method] = runs[rows[-1]]["training_seconds"]
+            if rate not in rows[0]:
+                continue
+            y = np.array([run[rate] for run in rows])
+            ax.plot(where + shift, y, **look)
+            if method in COLORED:
+                low, high = np.transpose([intervals(record, run)[rate] for run in rows])
+                ax.vlines(where + shift, low, high, color=colors[method], lw=0.7)
+            end[method] = y[-1]
+        seconds.plot(where, [run["training_seconds"] for run in rows], **look)
+        ends[-1][method] = rows[-1]["training_seconds"]
     for ax, title in zip(axes, (*titles.values(), "seconds of training")):
         ax.set_title(title)
         ax.set_xticks(range(len(counts)), counts)
@@ -148,9 +157,9 @@ def figures(record) -> dict:
     for ax in ours:
         plots.percent_axis(ax, "y", "images")
     seconds.set_yscale("log")
-    figure.supxlabel("concepts erased at once; bars are 95 % intervals", fontsize=9)
+    figure.supxlabel("concepts erased at once; bars, for the methods in colour, are 95 % intervals", fontsize=9)
     for ax, end in zip(axes, ends):
-        plots.label_ends(ax, end)
+        plots.label_ends(ax, end, colors=colors)
     return {"scale": figure}
 
 
