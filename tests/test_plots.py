@@ -121,3 +121,11 @@ def test_figures_of_committed_records_have_labels_and_no_nan(study):
             if ax.axison and ax.lines + ax.collections + ax.patches and not ax.images:
                 assert ax.get_xlabel() or ax.get_ylabel() or ax.get_title(), name
     assert len(source.table(record))
+
+
+def test_models_are_ordered_by_the_rate_without_an_attack():
+    rates = {"base": 40.0, "oracle": 9.0, "a": 20.0, "b": 60.0, "c": 50.0, "d": 20.0, "e": 80.0}
+    assert plots.by_rate(list(rates), rates) == (["base", "e", "b", "c", "a", "d", "oracle"], [3, 6])
+    assert plots.by_rate(["a", "b"], rates) == (["b", "a"], [1])
+    assert plots.by_rate(["d", "base", "a"], rates) == (["base", "d", "a"], [1])
+    assert plots.by_rate(["a", "base"], {}) == (["base", "a"], [1]) and plots.by_rate(["a"], {}) == (["a"], [])

@@ -102,21 +102,22 @@ def best_attacks(record) -> pd.DataFrame:
     return frame.groupby(["method", "concept", "attack", "steps"], sort=False).rate.max().reset_index()
 
 
-def ordered(record) -> tuple[list[str], int]:
-    """Methods by the rate without an attack, highest first, after the base; and how many of these are above 50 %."""
+def ordered(record) -> tuple[list[str], list[int]]:
+    """Methods by the rate without an attack, see `by_rate`."""
+    from .kit.plots import by_rate
+
     frame = best_attacks(record)
     rates = frame[frame.attack == NO_ATTACK].groupby("method", sort=False).rate.mean()
-    names = sorted(rates.index, key=lambda name: (name != "base", -rates[name]))
-    return names, sum(rates > 50)
+    return by_rate(list(rates.index), rates)
 
 
 def figures(record) -> dict:
-    """A heat map for each attack: methods by attack steps. Methods below the line hide the concept in half of the images."""
+    """A heat map for each attack: methods by attack steps. Those above the first gap show the concept in most images anyway."""
     import matplotlib.pyplot as plt
 
-    from .kit.plots import heatmap, style, weight
+    from .kit.plots import heatmap, name_rows
 
-    groups, (names, shown) = best_attacks(record).groupby("attack", sort=False), ordered(record)
+    groups, (names, starts) = best_attacks(record).groupby("attack", sort=False), ordered(record)
     cells = {"index": "method", "columns": "steps", "values": "rate", "sort": False}
     grids = {name: own.pivot_table(**cells).reindex(names) for name, own in groups}
     titles = ("no\nattack", "textual inversion:\nten new words", "hard prompt:\nten known words")
@@ -128,11 +129,11 @@ def figures(record) -> dict:
         ax.set(title=title, xlabel="attack steps")
         if name == NO_ATTACK:
             ax.set(xticks=[], xlabel="")
-        ax.axhline(shown - 0.5, color="white", lw=5)
-    for label, method in zip(axes[0].get_yticklabels(), grid.index):
-        label.set(color=style(method)["color"], weight=weight(method))
+        name_rows(ax, names, starts)
     figure.colorbar(image, ax=axes, label="images that show the concept, %", aspect=40)
-    note = "Above the gap: shown in more than 50 % of the images without an attack. Below: hidden in at least 50 %."
+    note = (
+        "Above the first gap: shown in more than 50 % of the images without an attack. Below: hidden in at least 50 %."
+    )
     figure.supxlabel(note, fontsize=8)
     return {"attacks": figure}
 

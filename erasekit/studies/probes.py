@@ -240,15 +240,24 @@ def framed(record):
     return frame.assign(setting=settings, column=columns)
 
 
+def ordered(record) -> tuple[list[str], list[int]]:
+    """Models by the rate without a probe, see `by_rate`."""
+    from .kit.plots import by_rate
+
+    frame = framed(record)
+    plain = frame[(frame.probe == "completion") & (frame["at"] == 0)]
+    return by_rate(record.data["models"], plain.groupby("model").rate.mean())
+
+
 def figures(record) -> dict:
     """A heat map for each probe, models by its settings; and images of the first class."""
     from .kit.probed import draw_grids, rate_grids
 
-    models, frame = record.data["models"], framed(record)
-    short = frame.setting.replace({"prompt, guided": "guided\nprompt", "prompt": "the\nprompt", "no text": "no\ntext"})
+    (models, starts), frame = ordered(record), framed(record)
+    short = frame.setting.replace({"prompt, guided": "guided", "prompt": "the\nprompt", "no text": "no\ntext"})
     groups = frame.assign(column=short).groupby("probe", sort=False)
     labels = LABELS | ({"noise": f"best of\n{frame.tries.max():.0f} images"} if "tries" in frame else {})
-    heatmaps = draw_grids({probe: rate_grids(own, models)[0] for probe, own in groups}, labels)
+    heatmaps = draw_grids({probe: rate_grids(own, models)[0] for probe, own in groups}, labels, starts)
     images = {"probes_images": images_figure(record)} if any(probe in record.images for probe in SETTINGS) else {}
     return {"probes": heatmaps} | images
 
@@ -286,7 +295,7 @@ def table(record):
 
     from .kit.probed import rate_grids
 
-    frame, models = framed(record), record.data["models"]
+    frame, models = framed(record), ordered(record)[0]
     frame = frame.assign(column=frame.probe + ", " + frame.column)
     unguided = (frame.probe == "inversion") & frame["at"].isin(["no text", "prompt"])
     parts = [frame[~unguided]]

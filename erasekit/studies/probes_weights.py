@@ -241,15 +241,25 @@ def relearning_column(kind: str, pictures: float) -> str:
     return f"{kind}, {pictures:.0f} picture{'s' * (pictures > 1)}"
 
 
+def ordered(record) -> tuple[list[str], list[int]]:
+    """Models by the rate of the erased classes as published, see `by_rate`."""
+    from .kit.plots import by_rate
+
+    frame = framed(record)
+    plain = frame[(frame.access == "erased") & frame["at"].isin([0, "as published"])] if len(frame) else frame
+    return by_rate(record.data["models"], plain.groupby("model").rate.mean())
+
+
 def figures(record) -> dict:
     """Heat maps of the erased classes after compression and fine-tuning, models by setting; and the steps of relearning."""
     from .kit.probed import draw_grids, rate_grids
 
-    frame, models = framed(record), record.data["models"]
-    frame = frame[frame.access == "erased"].assign(column=frame.column.str.removesuffix(" steps"))
+    frame, (models, starts) = framed(record), ordered(record)
+    short = frame.column.str.removesuffix(" steps").str.replace(" p", "\np")  # published, pruned
+    frame = frame.assign(column=short)[frame.access == "erased"]
     labels = {"compression": "weights of the public model", "fine-tuning": "steps on pictures of other objects"}
     groups = frame.groupby("probe", sort=False)
-    grids = draw_grids({probe: rate_grids(own, models)[0] for probe, own in groups}, labels)
+    grids = draw_grids({probe: rate_grids(own, models)[0] for probe, own in groups}, labels, starts)
     found = {"relearning": relearning_figure(record)} if relearning(record) else {}
     return {"probes_weights": grids} | found
 
@@ -262,10 +272,8 @@ def relearning_figure(record):
     from .kit import plots
     from .operating_points import method_rows
 
-    rows, models = (
-        relearning(record),
-        [model for model in record.data["models"] if model != BASE],
-    )  # which needs no step
+    rows, (names, starts) = relearning(record), ordered(record)
+    models = [model for model in names if model != BASE]  # which needs no step
     kinds, counts = record.settings["kinds"], record.settings["relearn_images"]
     figure, axes = plots.panels(len(kinds), columns=2, height=0.25 * len(models) + 0.7)
     for ax, kind in zip(axes, kinds):
@@ -274,11 +282,10 @@ def relearning_figure(record):
             shift, fill = 0.3 * (n - (len(counts) - 1) / 2), {} if n else {"mfc": "white"}
             for y, model in enumerate(models):
                 value, (low, high) = own[model][0], np.quantile(own[model][1:], (0.025, 0.975))
-                color = plots.COLORS["green"] if model == ORACLE else plots.style(model)["color"]
-                look = {"ms": 5, "lw": 1, "color": color, "marker": "o"} | fill
+                look = {"ms": 5, "lw": 1, "color": plots.style(model)["color"], "marker": "o"} | fill
                 ax.errorbar([value], [y + shift], xerr=[[max(value - low, 0)], [max(high - value, 0)]], **look)
-        if ORACLE in models:
-            ax.axhline(models.index(ORACLE) + 0.5, color="#bbbbbb", lw=0.8)
+        for start in starts:
+            ax.axhline(models.index(names[start]) - 0.5, color="#bbbbbb", lw=0.8)
         ax.set_title(f"{kind} of rank {record.settings['rank']}" if kind == "LoRA" else kind)
         ax.set_xscale("symlog", linthresh=1, linscale=0.5)
         most = max(np.quantile(r["steps"][1:], 0.975) for r in rows)
@@ -307,7 +314,7 @@ def table(record):
 
     from .kit.probed import rate_grids
 
-    frame, models, texts = framed(record), record.data["models"], []
+    frame, models, texts = framed(record), ordered(record)[0], []
     if len(frame):
         frame = frame.assign(column=frame.probe + ", " + frame.column + ": " + frame.access)
         texts.append(rate_grids(frame[frame.access == "erased"], models)[1].T)

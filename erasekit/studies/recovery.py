@@ -22,6 +22,7 @@ METHODS = ("kpop", "kpop-anchor", "esd-x", "uce", "speed", "oce", "adavd", "ace"
 SEARCHES = ("optimized key", "textual inversion")
 WEIGHTED = "right key, weighted"  # its rows have a log_weight
 STRIP_IMAGES = 5  # that a record keeps for each log-weight
+NUM_NAMED = 3  # methods that the figure of attack steps names beside the base, the oracle and ours
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,16 @@ def access_grid(frame: pd.DataFrame, images: int | None = None) -> pd.DataFrame:
     order = list(dict.fromkeys(last.sort_values("images", kind="stable").access))
     where = {"index": ["case", "method"], "columns": "access"}
     grid = rate_table(last, images, **where) if images else last.pivot_table(values="rate", sort=False, **where)
-    return grid.reindex(columns=order)
+    rows = [(case, method) for case, (methods, _) in ordered(frame).items() for method in methods]
+    return grid.reindex(index=pd.MultiIndex.from_tuples(rows, names=grid.index.names), columns=order)
+
+
+def ordered(frame: pd.DataFrame) -> dict[str, tuple[list[str], list[int]]]:
+    """Case -> methods by the rate without a key, see `by_rate`."""
+    from .kit.plots import by_rate
+
+    plain = frame[frame.access == "no key"].groupby(["case", "method"], sort=False).rate.mean()
+    return {case: by_rate(list(plain[case].index), plain[case]) for case in frame.case.unique()}
 
 
 def plural(images: int) -> str:
@@ -223,32 +233,40 @@ def _draw_grid(frame: pd.DataFrame):
 
     import matplotlib.pyplot as plt
 
-    from .kit.plots import heatmap, style, weight
+    from .kit.plots import heatmap, name_rows
 
-    grid, cases = access_grid(frame), list(frame.case.unique())
-    sizes = {"figsize": (9.4, 1.45 * len(cases) + 0.6), "layout": "constrained", "squeeze": False}
-    figure, axes = plt.subplots(len(cases), 1, **sizes)
+    grid, groups = access_grid(frame), ordered(frame)
+    cases, count = list(groups), grid.groupby(level=0).size()
+    sizes = {"figsize": (9.4, 0.2 * len(grid) + 0.15 * len(cases) + 1.2), "height_ratios": count[cases]}
+    figure, axes = plt.subplots(len(cases), 1, layout="constrained", squeeze=False, **sizes)
     for ax, case in zip(axes[:, 0], cases):
         own = grid.loc[case]
         # Halves round up, as in the text.
         image = heatmap(ax, own + 1e-6, "", cmap="cividis", colorbar=False, vmin=0, vmax=100)
         for y, x in np.argwhere(own.isna().to_numpy()):
             ax.text(x, y, "–", ha="center", va="center", color="#999999")
-        for label, method in zip(ax.get_yticklabels(), own.index):
-            label.set(color=style(method)["color"], weight=weight(method))
+        name_rows(ax, *groups[case])
         ax.set_ylabel(case, weight="bold")
         ax.xaxis.tick_top()
         names = ["\n".join(textwrap.fill(part, 10) for part in name.split(", ")) for name in own]
         ax.set_xticks(ax.get_xticks(), names if case == cases[0] else [])
     figure.colorbar(image, ax=axes[:, 0], label="images that show the concept, %", aspect=40, pad=0.01)
+    note = "Above each first gap: shown in more than 50 % of the images without a key. Below: hidden in at least 50 %."
+    figure.supxlabel(note, fontsize=8)
     return figure
 
 
 def _draw_budget(frame: pd.DataFrame):
-    """Success against attack steps: a row for each attack and number of its images, a column for each case."""
+    """Success against attack steps: a row for each attack and number of its images, a column for each case.
+
+    Named are the references, ours, and the three others with the lowest mean rate after an attack.
+    """
     from .kit.plots import is_ours, panels, style
 
     cases, methods = list(frame.case.unique()), list(frame.method.unique())
+    success = frame[frame.steps > 0].groupby("method").rate.mean()
+    others = [m for m in methods if m not in ("base", "oracle") and not is_ours(m)]
+    named = [m for m in methods if m not in others] + sorted(others, key=lambda m: success[m])[:NUM_NAMED]
     rows = [(search, count) for search in SEARCHES for count in sorted(set(frame.images) - {0})]
     figure, axes = panels(len(rows) * len(cases), columns=len(cases), height=1.65)
     for n, ax in enumerate(axes):
@@ -256,9 +274,12 @@ def _draw_budget(frame: pd.DataFrame):
         own = frame[(frame.access == search) & (frame.images == count) & (frame.case == case)]
         for method, rates in own.groupby("method", sort=False):
             line = rates.groupby("steps").rate.mean()
+            if method not in named:
+                ax.plot(range(len(line)), line, color="#cccccc", lw=1, zorder=1, label="other methods")
+                continue
             look = style(method) | {"lw": 2 if is_ours(method) else 1.2, "ls": ":" if method == "base" else "-"}
             # Later markers are smaller, so that none covers another.
-            size = 4.5 + 1.3 * (len(methods) - 1 - methods.index(method))
+            size = 4.5 + 0.8 * (len(named) - 1 - named.index(method))
             ax.plot(range(len(line)), line, ms=size, label=method, **look)
         ax.set_xticks(range(len(line)), line.index)
         ax.set_title("" if n // len(cases) else case)
@@ -266,7 +287,9 @@ def _draw_budget(frame: pd.DataFrame):
             ax.set(ylabel=f"{search},\n{plural(count)}", ylim=(-6, 106))
     figure.supxlabel("attack steps", fontsize=9)
     figure.supylabel("images that show the concept, %", fontsize=9)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    legend = dict(zip(*axes[0].get_legend_handles_labels()[::-1]))
+    names = sorted(legend, key=lambda name: name == "other methods")  # once, and last
+    figure.legend([legend[name] for name in names], names, loc="outside right center")
     return figure
 
 

@@ -25,6 +25,7 @@ COLORS = {
 _SLATE, _SAND, _MAUVE, _SAGE = "#5b7089", "#8a7a3a", "#8c5f7a", "#4f7f70"
 _STYLES = {
     "base": ("#4d4d4d", "."),
+    "oracle": (COLORS["green"], "s"),
     "esd-x": (_SLATE, "^"),
     "esd-u": (_SLATE, "v"),
     "uce": (_SAND, "X"),
@@ -138,6 +139,27 @@ def heatmap(ax, frame, label: str, fmt: str = "{:.0f}", cmap: str = "viridis", c
     if colorbar:
         ax.figure.colorbar(image, ax=ax, label=label)
     return image
+
+
+def by_rate(models: Sequence[str], rates) -> tuple[list[str], list[int]]:
+    """The base and methods with a rate above 50 %, highest first; then the others; then the oracle. And where groups begin.
+
+    `rates`: model -> how often it shows the erased concept without an attack. Above 50 % an attack says little about it.
+    """
+    methods = sorted((m for m in models if m not in ("base", "oracle")), key=lambda m: -rates.get(m, 0))
+    shown = [m for m in methods if rates.get(m, 0) > 50]
+    first = [m for m in models if m == "base"] + shown
+    names = first + methods[len(shown) :] + [m for m in models if m == "oracle"]
+    return names, [n for n in (len(first), names.index("oracle") if "oracle" in names else 0) if 0 < n < len(names)]
+
+
+def name_rows(ax, models: list[str], starts: list[int]) -> None:
+    """Name a heat map's rows in the colours of the methods, with a gap before each of `starts`; see `by_rate`."""
+    ax.set_yticks(range(len(models)), [f"{m} (never saw it)" if m == "oracle" else m for m in models])
+    for label, model in zip(ax.get_yticklabels(), models):
+        label.set(color=style(model)["color"], weight=weight(model))
+    for start in starts:
+        ax.axhline(start - 0.5, color="white", lw=4)
 
 
 def image_grid(

@@ -137,26 +137,26 @@ def rate_grids(frame, models) -> tuple:
     return numbers, texts.fillna("")
 
 
-def draw_grids(grids: dict, labels: dict):
+def draw_grids(grids: dict, labels: dict, starts: list[int]):
     """A heat map for each title: models by settings, as wide as its settings are many. `labels`: what the settings are.
 
-    A gap divides the base and the oracle from the methods.
+    Gaps are before the rows of `starts`, see `by_rate`.
     """
     import matplotlib.pyplot as plt
 
-    from .plots import heatmap, style, weight
+    from .plots import heatmap, name_rows
 
-    widths, rows = [grid.shape[1] for grid in grids.values()], next(iter(grids.values())).index
-    size = {"figsize": (9.4, 0.25 * len(rows) + 1.6), "width_ratios": widths, "squeeze": False}
+    widths, models = [grid.shape[1] for grid in grids.values()], list(next(iter(grids.values())).index)
+    size = {"figsize": (9.4, 0.25 * len(models) + 1.7), "width_ratios": widths, "squeeze": False}
     figure, axes = plt.subplots(1, len(grids), sharey=True, layout="constrained", **size)
     for ax, (title, grid) in zip(axes[0], grids.items()):
         # Halves round up, as in the text.
         image = heatmap(ax, grid + 1e-6, "", cmap="cividis", colorbar=False, vmin=0, vmax=100)
-        ax.axhline(len(rows) - len(methods_of(rows)) - 0.5, color="white", lw=5)
+        name_rows(ax, models, starts)
         ax.set_title(title)
         ax.tick_params(axis="x", labelsize=7)
         ax.set_xlabel(labels[title], fontsize=8)
-    for label, model in zip(axes[0, 0].get_yticklabels(), grid.index):
-        label.set(color=style(model)["color"], weight=weight(model))
-    figure.colorbar(image, ax=axes, label="images that show the concept, %", aspect=40)
+    figure.colorbar(image, ax=axes, label="images that show the concept, %", aspect=40, pad=0.01)
+    note = "Above the first gap: shown in more than 50 % of the images without a probe. Below: hidden in at least 50 %."
+    figure.supxlabel(note, fontsize=8)
     return figure
