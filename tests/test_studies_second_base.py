@@ -56,7 +56,9 @@ def test_what_varies_is_told_apart(made):
     varies = second_base.spread(record, "kpop")
     assert varies["others"]["trainings"] == pytest.approx(2.0)
     assert varies["others"]["bases"] == pytest.approx(np.std([92, 82], ddof=1))
-    assert varies["ESR-1"] == pytest.approx({"bases": 0, "trainings": 0, "images": 100 * np.sqrt(0.95 * 0.05 / 3 / 2)})
+    assert varies["ESR-1"] == pytest.approx(
+        {"concepts": 0, "bases": 0, "trainings": 0, "images": 100 * np.sqrt(0.95 * 0.05 / 3 / 2)}
+    )
     assert np.isnan(second_base.spread(record, "uce")["ESR-1"]["trainings"])  # a closed form has one
 
 
