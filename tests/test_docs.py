@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from erasekit import paths
@@ -65,6 +66,20 @@ def test_the_cost_at_full_size_is_its_record_s(device):
         assert f"{row['seconds a step']:g} | {row['peak GB']:g} |" in lines[next(iter(row.values()))]
     for row in record.get("trainings", []):
         assert f"| {row['evaluations']} | {row['seconds']} | {row['peak GB']} |" in lines[row["training"]]
+
+
+def test_what_trainings_repeat_on_a_gpu_is_their_record_s():
+    record = json.loads((paths.RECORDS / "benchmarks" / "repeated_trainings.json").read_text(encoding="utf-8"))
+    moved = [abs(first - second) for first, second in (row["ESR-1"] for row in record["rows"])]
+    said = (
+        f"{len(moved)} repeated\n  trainings",
+        f"ESR-1 by {np.median(moved):.1f} points (median), at most {max(moved):.0f}.",
+    )
+    assert all(words in README.read_text(encoding="utf-8") for words in said)
+    mean, most = f"{np.mean(moved):.1f} points on average", f"{max(moved):.1f} at most, over {len(moved)} trainings"
+    rare = f"{np.quantile(moved, 0.95):.1f} at the 95th percentile"
+    book = (paths.NOTEBOOKS / "04_objects.ipynb").read_text(encoding="utf-8")
+    assert f"moved by {mean}, {rare} and {most}" in book
 
 
 def test_the_address_stands_in_one_place():

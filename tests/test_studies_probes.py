@@ -302,6 +302,9 @@ def test_all_probes_run_once_and_are_shown(world, monkeypatch):
     s = replace(small(), models=("base", "oracle", "uce"), noise_steps=2)
     data, images = probes.compute(world, s)
     assert data["models"] == ["base", "oracle", "uce"] and set(images) == set(probes.PROBES)
+    rows = probes.drawn(SimpleNamespace(images=images, data=data), "completion")
+    assert list(rows) == ["base", "oracle"]  # UCE is measured and not shown
+    assert {tile.shape[0] - tile.shape[1] for tiles in rows.values() for tile in tiles} == {0}
     frame = pd.DataFrame(data["runs"])
     assert set(zip(frame.model, frame.probe)) == {(m, p) for m in data["models"] for p in probes.PROBES}
     rates = frame[frame.model == "base"].set_index(["probe", "at", "concept"]).rate
@@ -382,7 +385,8 @@ def test_the_figure_has_a_panel_for_each_probe():
     assert panels[0].images[0].get_array().round().tolist() == [[100, 100], [20, 20]]
 
 
-def test_images_are_those_of_their_model_and_setting():
+def test_images_are_those_of_their_model_and_setting(monkeypatch):
+    monkeypatch.setattr(probes, "SHOWN", ("base", "uce"))
     record = probes_record()
     picture = record.images["completion"]
     for y in range(2):

@@ -228,9 +228,7 @@ def test_the_base_and_the_oracle_are_attacked_as_the_methods_are(small, monkeypa
     assert frame.groupby("method").rate.unique().map(list).to_dict() == {m: [shows[m]] for m in methods}
     counts = frame.groupby("method").size()
     assert counts.nunique() == 1 and counts.iloc[0] > 4  # the same attacks
-    methods.sort(
-        key=lambda name: -shows[name]
-    )  # by what is shown without an attack, the base first and the oracle last
+    methods.sort(key=lambda name: -shows[name])  # as rows are: by what is shown without an attack, the oracle last
     assert [row.split(": ")[-1] for row in module.table(SimpleNamespace(data=data)).index] == methods
     before = len(asked)
     assert module.compute(small, settings)[0] == data and len(asked) == before  # from the cells' cache

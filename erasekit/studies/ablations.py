@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .operating_points import method_rows
-
 NOTEBOOK, VERSION, UNIT = "03_prompt_length", 1, "images a class"  # raise VERSION when the numbers should change
 
 # Row -> method, and what is changed of its operating point.
@@ -126,7 +124,7 @@ def figures(record) -> dict:
             else:
                 text = "no key" if column == "with the key" else "erases less than 95 %"
                 ax.text(0.5, y, text, transform=ax.get_yaxis_transform(), **note)
-        method_rows(ax, [methods[name] for name in values.index], values.index)
+        plots.method_rows(ax, [methods[name] for name in values.index], values.index)
         ax.grid(axis="y", color="#e6e6e6", lw=0.6)
         ax.set_title(title)
         plots.percent_axis(ax, "x", rate, (-8, 108) if column == "with the key" else (lowest, 102))

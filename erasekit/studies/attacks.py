@@ -115,7 +115,7 @@ def figures(record) -> dict:
     """A heat map for each attack: methods by attack steps. Those above the first gap show the concept in most images anyway."""
     import matplotlib.pyplot as plt
 
-    from .kit.plots import heatmap, name_rows
+    from .kit.plots import heatmap, rows_with_gaps
 
     groups, (names, starts) = best_attacks(record).groupby("attack", sort=False), ordered(record)
     cells = {"index": "method", "columns": "steps", "values": "rate", "sort": False}
@@ -129,7 +129,7 @@ def figures(record) -> dict:
         ax.set(title=title, xlabel="attack steps")
         if name == NO_ATTACK:
             ax.set(xticks=[], xlabel="")
-        name_rows(ax, names, starts)
+        rows_with_gaps(ax, names, starts)
     figure.colorbar(image, ax=axes, label="images that show the concept, %", aspect=40)
     note = (
         "Above the first gap: shown in more than 50 % of the images without an attack. Below: hidden in at least 50 %."

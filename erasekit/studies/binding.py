@@ -138,7 +138,6 @@ def figures(record) -> dict:
     from matplotlib.lines import Line2D
 
     from .kit import plots
-    from .operating_points import method_rows
 
     base, *runs = record.data["runs"]
     names, known = [run["method"] for run in runs], [rate for rate in RATES if rate in base]
@@ -151,7 +150,7 @@ def figures(record) -> dict:
         how = {"fmt": "o", "ms": 4, "lw": 1, "color": plots.COLORS[color]}
         ax.errorbar(values[:, 0], np.arange(len(runs)) + shift, xerr=sides, **how)
     ax.axvline(0, color="#bbbbbb", lw=0.8, zorder=0)
-    method_rows(ax, names)
+    plots.method_rows(ax, names)
     ax.set_xlabel("images as asked, difference to the base in points, with 95 % intervals")
     labels = {f"{rate} (base: {base[rate]['rate']:.0f} %)": looks[rate][1] for rate in known}
     handles = [Line2D([], [], marker="o", ms=4, lw=0, color=plots.COLORS[color]) for color in labels.values()]

@@ -324,10 +324,9 @@ def table(record) -> pd.DataFrame:
             "others lost, %": mean(lost, *bootstrap([lost], receivers)),
             "fall, points": mean(fall, *bootstrap_mean(fall)),
         }
-        if (
-            "kpop" in groups and name != "kpop" and len(runs) == len(groups["kpop"])
-        ):  # paired: the same emitters, in order
-            more = lost - [run["lost"] for run in groups["kpop"]]
+        ours = groups.get("kpop", ())
+        if name != "kpop" and len(runs) == len(ours):  # paired: the same emitters, in order
+            more = lost - [run["lost"] for run in ours]
             rows[name]["others lost, less kpop's, points"] = mean(more, *bootstrap_mean(more), digits=2)
         large = large_falls(record, runs[0]["method"], runs).items()
         rows[name] |= {f"pairs of {part} that fall by {LARGE}, %": mean([v], *between) for part, (v, *between) in large}

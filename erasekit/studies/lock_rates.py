@@ -55,19 +55,17 @@ def attacked(world, s, erasure, concept: str, attack: str, budgets, seed: int) -
 
 def probed(world, s, erasure, erased) -> list[dict]:
     """Under each of `PROBES`, which no filter of prompts sees: for each erased class the percentage of images that show it."""
-    from ..evaluation.probes import completion
     from ..evaluation.retraining import Tuning, fine_tune
-    from .kit.probed import asked, class_rows
+    from . import probes
     from .probes_weights import Settings, pictures_of_others
 
-    prompts, labels, numbers = asked(world, erased, s.seeds)
-    images = completion(world, erasure, prompts, numbers, s.sampling_steps, s.first_steps)
+    asked = probes.Settings(seeds=s.seeds, first_steps=(s.first_steps,), sampling_steps=s.sampling_steps)
+    completed, _ = probes.measure_completion(world, erasure, erased, asked)
     how = Settings(training_seed=s.training_seed)
     tuning = Tuning((s.finetune_steps,), how.finetune_lr, None, how.finetune_batch, s.training_seed)
     *_, (_, tuned) = fine_tune(world, erasure, pictures_of_others(world, how), tuning)
-    found = [row["rate"] for row in class_rows(world, images, labels)]
     return [
-        {"probe": PROBES[0], "shown": found},
+        {"probe": PROBES[0], "shown": [row["rate"] for row in completed]},
         {"probe": PROBES[1], "shown": shown(world, tuned, erased, s.seeds, s.sampling_steps)},
     ]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from .object_rates import intervals, num_erased, num_others, on, run_frame, split_mean, untrained_frame
-from .operating_points import METHOD_NAMES, method_rows
+from .operating_points import METHOD_NAMES
 
 NOTEBOOK, VERSION, UNIT = "04_objects", 2, "images a class"  # raise VERSION when the numbers should change
 ROWS = "methods"  # the setting that erasures given to `run` are added to
@@ -266,7 +266,7 @@ def retain_figure(record) -> dict:
             ax.plot(named[rate][m], y, "o", ms=6, **line)
         plots.percent_axis(ax, "x", label, (min(named.min().min(), empty.min().min()) - 5, 103))
         ax.grid(axis="y", color="#e6e6e6", lw=0.6)
-        method_rows(ax, methods)
+        plots.method_rows(ax, methods)
     handles = [plt.Line2D([], [], color="black", marker="o", ms=6, lw=0, mfc=fill) for fill in ("white", "black")]
     names = "the empty prompt is retained", "ten named objects are retained"
     figure.legend(handles, names, loc="outside upper center", ncols=2)
@@ -306,7 +306,7 @@ def replaced_figure(record):
         plots.percent_axis(ax, "x", "Prompts of their hypernyms: images, %")
         ax.grid(axis="y", color="#e6e6e6", lw=0.6)
     for ax in axes[0]:
-        method_rows(ax, list(frames), names)
+        plots.method_rows(ax, list(frames), names)
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8)
     return figure
 

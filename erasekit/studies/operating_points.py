@@ -138,17 +138,6 @@ def sweep_figure(data: dict, x_label: str, y_label: str):
     return figure
 
 
-def method_rows(ax, methods, names=None) -> None:
-    """Rows from top to bottom, their names in the colours of the methods."""
-    from .kit import plots
-
-    ax.set_yticks(range(len(methods)), methods if names is None else names)
-    ax.set_ylim(len(methods) - 0.5, -0.5)
-    ax.tick_params(axis="y", length=0)
-    for label, method in zip(ax.get_yticklabels(), methods):
-        label.set(color=plots.style(method)["color"], weight=plots.weight(method))
-
-
 def setting(point: dict) -> str:
     """An operating point in words, one setting a line."""
     values = [f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in point["settings"].items()]

@@ -47,9 +47,9 @@ PRESETS = {
 def compute(world, s: Settings) -> tuple[dict, dict]:
     """A row for each model, probe, setting of the probe and class: the share of images that show the class, in percent.
 
-    Images: for each probe a row of pictures for each model, of the first class: for completion, inpainting and guidance one
-    at each setting, for noise the best of the first searches, for inversion each text's. Raises ValueError for an unknown
-    probe.
+    Images: for each probe a row of pictures for each model of `SHOWN`, of the first class: for completion, inpainting and
+    guidance one at each setting, for noise the best of the first searches, for inversion each text's. Raises ValueError for
+    an unknown probe.
     """
     from ..checks import check_choice
 
@@ -61,7 +61,8 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         own = list(concepts), *sizes_of(s, probe)
         cells.append((probe, own, lambda e, m=measure, c=concepts: m(world, e, c, s)))
     about, runs, strips = measure_probes("probes", VERSION, world, s, cells)
-    return about | {"runs": runs}, {probe: stacked(own) for probe, own in strips.items()}
+    shown = {p: [i for m, i in zip(about["models"], own) if m in SHOWN] for p, own in strips.items()}
+    return about | {"runs": runs}, {probe: stacked(own) for probe, own in shown.items() if own}
 
 
 def sizes_of(s: Settings, probe: str) -> list:
@@ -268,19 +269,20 @@ def images_figure(record):
 
     shown = {probe: drawn(record, probe) for probe in SETTINGS if probe in record.images}
     rows = {m: [tile for own in shown.values() for tile in own[m]] for m in SHOWN if m in record.data["models"]}
-    titles, models = [], record.data["models"]
+    titles = []
     for probe in shown:
         own = [f"{x:g}" for x in record.settings[SETTINGS[probe]]]
         titles += ["picture", *own] if probe == "inpainting" else own
-    groups = {HEADINGS[probe]: len(own[models[0]]) for probe, own in shown.items()}
+    groups = {HEADINGS[probe]: len(next(iter(own.values()))) for probe, own in shown.items()}
     return image_grid(rows, titles, groups, size=0.6)
 
 
 def drawn(record, probe: str) -> dict[str, list]:
-    """Model -> its square images (H, H, 3) in a probe's picture, which has a row for each model."""
+    """Model -> its square images (H, H, 3) in a probe's picture, which has a row for each of `SHOWN`."""
     import numpy as np
 
-    pixels, models = np.asarray(record.images[probe].convert("RGB")), record.data["models"]
+    pixels = np.asarray(record.images[probe].convert("RGB"))
+    models = [m for m in record.data["models"] if m in SHOWN]
     rows = np.split(pixels, len(models))
     return {m: np.split(row, row.shape[1] // row.shape[0], axis=1) for m, row in zip(models, rows)}
 

@@ -270,7 +270,6 @@ def relearning_figure(record):
     from matplotlib.lines import Line2D
 
     from .kit import plots
-    from .operating_points import method_rows
 
     rows, (names, starts) = relearning(record), ordered(record)
     models = [model for model in names if model != BASE]  # which needs no step
@@ -294,7 +293,7 @@ def relearning_figure(record):
         ax.set_xlim(0, 1.2 * most)
         ax.minorticks_off()
         ax.tick_params(axis="y", length=0)
-    method_rows(axes[0], models)
+    plots.method_rows(axes[0], models)
     text = "training steps until half of the images show the concept (bars: 95 % intervals)"
     figure.supxlabel(text, fontsize=9)
     look = {"marker": "o", "ls": "", "ms": 5, "color": "#444444"}

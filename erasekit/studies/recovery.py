@@ -233,7 +233,7 @@ def _draw_grid(frame: pd.DataFrame):
 
     import matplotlib.pyplot as plt
 
-    from .kit.plots import heatmap, name_rows
+    from .kit.plots import heatmap, rows_with_gaps
 
     grid, groups = access_grid(frame), ordered(frame)
     cases, count = list(groups), grid.groupby(level=0).size()
@@ -245,7 +245,7 @@ def _draw_grid(frame: pd.DataFrame):
         image = heatmap(ax, own + 1e-6, "", cmap="cividis", colorbar=False, vmin=0, vmax=100)
         for y, x in np.argwhere(own.isna().to_numpy()):
             ax.text(x, y, "–", ha="center", va="center", color="#999999")
-        name_rows(ax, *groups[case])
+        rows_with_gaps(ax, *groups[case])
         ax.set_ylabel(case, weight="bold")
         ax.xaxis.tick_top()
         names = ["\n".join(textwrap.fill(part, 10) for part in name.split(", ")) for name in own]

@@ -155,10 +155,8 @@ def figures(record) -> dict:
             face = {"mfc": "white"} if bases.index(base) else {}
             ax.plot(rates.mean(1), [y] * len(rates), "|", ms=9, color=look["color"], alpha=0.6)
             ax.errorbar(mean, y, xerr=[[max(0, mean - low)], [max(0, high - mean)]], ms=6, lw=1, **look | face)
-        ax.set_yticks(range(len(methods)), methods)
-        for label, method in zip(ax.get_yticklabels(), methods):
-            label.set(color=plots.style(method)["color"], weight=plots.weight(method))
-        ax.set(ylim=(len(methods) - 0.5, -0.5), xlabel=f"{title}, %")
+        plots.method_rows(ax, methods)
+        ax.set(xlabel=f"{title}, %")
         ax.set_xlim(right=100.5)
     handles = [
         plots.plt.Line2D([], [], lw=1, marker="o", ms=6, color="black", mfc=face, label=f"{base} base, 95 % interval")

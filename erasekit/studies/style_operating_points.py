@@ -18,9 +18,7 @@ SWEEP = {
     "spm": tuple({"anchor_weight": weight} for weight in (10.0, 3.0)),
     "speed": tuple({"threshold": threshold} for threshold in (0.1, 1.0, 10.0)),  # of any s, 0.1 leaves a style as it is
     "oce": tuple({"erase_weight": weight} for weight in (10.0, 30.0, 100.0)),
-    "adavd": tuple(
-        {"centre": centre} for centre in (0.7, 0.5, 0.3)
-    ),  # a style's values are less alike than an object's
+    "adavd": tuple({"centre": centre} for centre in (0.7, 0.5, 0.3)),  # values of a style are less alike
     "ace": LEARNING_RATES,
     "ant": LEARNING_RATES,
     "stereo": LEARNING_RATES,

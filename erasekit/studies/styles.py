@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .operating_points import method_rows
 from .style_operating_points import SWEEP
 
 NOTEBOOK, VERSION, UNIT = "06_styles", 1, "images a style"  # raise VERSION when the numbers should change
@@ -80,25 +79,23 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
             "kept": neutral_image_metrics(world, kept, sample_images(world, erasure, kept, s.sampling_steps)),
         }, image_strip(images[shown * s.seeds :: len(objects) * s.seeds])
 
+    def measure_erasure(erasure, style):
+        return measure(erasure, sample_images(world, erasure, prompts, s.sampling_steps), style)
+
     base, strip = cached("styles", VERSION, world, lambda: measure(None, base_images), "base", sizes)
     runs, images, oracles = [], {"base": strip}, {}
     for style in s.erased:
         if oracle := world.oracle([style]):
-            drawn = sample_images(world, oracle, prompts, s.sampling_steps)
             parts = "oracle", [style], sizes, oracle.digest()
-            how = "styles", VERSION, world, lambda e=oracle, i=drawn, k=style: measure(e, i, k)
+            how = "styles", VERSION, world, lambda e=oracle, k=style: measure_erasure(e, k)
             oracles[style], images[f"oracle.{style}"] = cached(*how, *parts)
     for method, style in tqdm(
         [(m, style) for m in s.methods for style in s.erased if erases(m, [style])], desc="styles"
     ):
         changes, scale = points[method]["settings"], points[method]["scale"]
         config = make_config(world, method, s.training_seed, s.sampling_steps, changes, s.training_steps)
-
-        def measure_erasure(erasure, style=style):
-            return measure(erasure, sample_images(world, erasure, prompts, s.sampling_steps), style)
-
         where = "styles", VERSION, world, [style], method, config, scale
-        found, images[f"{method}.{style}"] = measured(*where, measure_erasure, sizes)
+        found, images[f"{method}.{style}"] = measured(*where, lambda e, k=style: measure_erasure(e, k), sizes)
         runs.append({"method": method, "erased": style} | found)
     return {
         "styles": styles,
@@ -203,7 +200,7 @@ def drop_figure(record):
         ax.axvline(0, color="black", lw=0.6)
         ax.set(xlabel=label)
         ax.margins(x=0.12)  # for the numbers
-        method_rows(ax, methods)
+        plots.method_rows(ax, methods)
     handles = [plt.Rectangle((0, 0), 1, 1, color="black", lw=0, alpha=alpha) for alpha in (1, 0.35)]
     labels = ["the erased style (more is better)", "the other styles (less is better)"]
     figure.legend(handles, labels, loc="outside upper center", ncols=2)

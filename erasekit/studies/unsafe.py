@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from .objects import has_setting
-from .operating_points import METHOD_NAMES, method_rows
+from .operating_points import METHOD_NAMES
 
 NOTEBOOK, VERSION, UNIT = "05_unsafe", 1, "images"  # raise VERSION when the numbers should change
 ROWS = "variants"  # the setting that erasures given to `run` are added to
@@ -72,10 +72,10 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         }, image_strip(images[one_of_each])
 
     base, strip = cached("unsafe", VERSION, world, lambda: measure(None), "base", sizes)
-    runs, images, untrained = [], {"base": strip}, {}
+    runs, images, oracle_row = [], {"base": strip}, {}
     if oracle := world.oracle([world.category]):
         own = "oracle", sizes, oracle.digest()
-        untrained["oracle"], images["oracle"] = cached("unsafe", VERSION, world, lambda: measure(oracle), *own)
+        oracle_row["oracle"], images["oracle"] = cached("unsafe", VERSION, world, lambda: measure(oracle), *own)
     for seed in range(s.training_seeds):
         for name in tqdm(s.variants, desc=f"unsafe, training seed {seed}"):
             method, changes, like = variants[name]
@@ -98,7 +98,7 @@ def compute(world, s: Settings) -> tuple[dict, dict]:
         "operating_points": points,
         "base": base,
         "runs": runs,
-    } | untrained, images
+    } | oracle_row, images
 
 
 def figures(record) -> dict:
@@ -145,7 +145,7 @@ def detections_figure(record):
     plots.heatmap(left, counts, "", cmap="Oranges", colorbar=False, vmin=0)
     title = f"Detections in {data['N']} images"
     if data["shown"] == data["members"]:  # worlds whose prompts name the classes
-        title += f",\n{data['N'] // len(data['members'])} of each class"
+        title += f",\n{data['N'] // len(data['members'])} of each class; others may add"
     left.set_title(title)
     left.tick_params(axis="x", rotation=40)
     plt.setp(left.get_xticklabels(), ha="right", rotation_mode="anchor")
@@ -169,7 +169,7 @@ def detections_figure(record):
         ax.tick_params(axis="y", length=0)
     if any(name.endswith("-u") for name in names):
         figure.text(0.99, 0.02, "“-u” trains all weights but cross-attention", ha="right", fontsize=8)
-    method_rows(left, names)
+    plots.method_rows(left, names)
     return figure
 
 

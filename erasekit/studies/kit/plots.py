@@ -147,17 +147,23 @@ def by_rate(models: Sequence[str], rates) -> tuple[list[str], list[int]]:
     `rates`: model -> how often it shows the erased concept without an attack. Above 50 % an attack says little about it.
     """
     methods = sorted((m for m in models if m not in ("base", "oracle")), key=lambda m: -rates.get(m, 0))
-    shown = [m for m in methods if rates.get(m, 0) > 50]
-    first = [m for m in models if m == "base"] + shown
-    names = first + methods[len(shown) :] + [m for m in models if m == "oracle"]
-    return names, [n for n in (len(first), names.index("oracle") if "oracle" in names else 0) if 0 < n < len(names)]
+    first = ["base"] * ("base" in models) + [m for m in methods if rates.get(m, 0) > 50]
+    names = first + [m for m in methods if m not in first] + ["oracle"] * ("oracle" in models)
+    return names, [n for n in (len(first), len(names) - ("oracle" in models)) if 0 < n < len(names)]
 
 
-def name_rows(ax, models: list[str], starts: list[int]) -> None:
-    """Name a heat map's rows in the colours of the methods, with a gap before each of `starts`; see `by_rate`."""
-    ax.set_yticks(range(len(models)), [f"{m} (never saw it)" if m == "oracle" else m for m in models])
-    for label, model in zip(ax.get_yticklabels(), models):
-        label.set(color=style(model)["color"], weight=weight(model))
+def method_rows(ax, methods: Sequence[str], names: Sequence[str] | None = None) -> None:
+    """Rows from top to bottom, their names in the colours of the methods."""
+    ax.set_yticks(range(len(methods)), methods if names is None else names)
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(len(methods) - 0.5, -0.5)
+    for label, method in zip(ax.get_yticklabels(), methods):
+        label.set(color=style(method)["color"], weight=weight(method))
+
+
+def rows_with_gaps(ax, models: list[str], starts: list[int]) -> None:
+    """The rows of a heat map, with a gap before each of `starts`; see `by_rate`."""
+    method_rows(ax, models, [f"{m} (never saw it)" if m == "oracle" else m for m in models])
     for start in starts:
         ax.axhline(start - 0.5, color="white", lw=4)
 

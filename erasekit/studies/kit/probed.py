@@ -144,7 +144,7 @@ def draw_grids(grids: dict, labels: dict, starts: list[int]):
     """
     import matplotlib.pyplot as plt
 
-    from .plots import heatmap, name_rows
+    from .plots import heatmap, rows_with_gaps
 
     widths, models = [grid.shape[1] for grid in grids.values()], list(next(iter(grids.values())).index)
     size = {"figsize": (9.4, 0.25 * len(models) + 1.7), "width_ratios": widths, "squeeze": False}
@@ -152,7 +152,7 @@ def draw_grids(grids: dict, labels: dict, starts: list[int]):
     for ax, (title, grid) in zip(axes[0], grids.items()):
         # Halves round up, as in the text.
         image = heatmap(ax, grid + 1e-6, "", cmap="cividis", colorbar=False, vmin=0, vmax=100)
-        name_rows(ax, models, starts)
+        rows_with_gaps(ax, models, starts)
         ax.set_title(title)
         ax.tick_params(axis="x", labelsize=7)
         ax.set_xlabel(labels[title], fontsize=8)
